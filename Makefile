@@ -1,0 +1,64 @@
+# Two commands matter to a newcomer: `make demo` and `make test`. Both install what they need into .venv first.
+PYTHON ?= python3.11
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# Set TORCH_INDEX when your default index would give you the CUDA build of torch (several gigabytes), e.g.
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+TORCH := torch==2.13.0
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
+
+.PHONY: demo test quick check lint types contracts proto proto-drift bench clean help
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing $(TORCH) (a few minutes at most)"
+	$(PIP) $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	@touch $@
+
+$(VENV)/.demo: pyproject.toml $(VENV)/.torch
+	@echo "installing prunewatch with extras hub and demo"
+	$(PIP) -e '.[hub,demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.demo
+	@echo "installing the development tools"
+	$(PIP) 'pip>=25.1' && $(PIP) --group dev
+	@touch $@
+
+demo: $(VENV)/.demo ## fit, score, prune and swap two detectors on a real stream; prints a report
+	$(BIN)/prunewatch demo --once
+
+test: $(VENV)/.dev ## the whole test suite
+	$(BIN)/python -m pytest
+
+quick: $(VENV)/.dev ## the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+check: lint types contracts proto-drift test ## what CI runs
+
+lint: $(VENV)/.dev ## ruff: format and rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev ## mypy --strict on the product
+	$(BIN)/mypy
+
+contracts: $(VENV)/.dev ## import-linter: which folder may import which
+	$(BIN)/lint-imports --no-cache
+
+proto: $(VENV)/.dev ## regenerate the committed stubs
+	$(BIN)/python proto/generate.py
+
+proto-drift: $(VENV)/.dev ## fail if the committed stubs are not what the .proto files generate
+	$(BIN)/python proto/generate.py --check
+
+bench: $(VENV)/.dev ## every benchmark; writes its tables into docs/benchmarks.md
+	$(BIN)/python benchmarks/all.py
+
+clean: ## remove what make made
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,0 +1,68 @@
+"""The errors that prunewatch raises on purpose.
+
+Each names what is wrong (`field`), says it (`problem`) and what to do (`hint`). Transports map the classes to their own
+codes in one table; nothing else is ever shown to a caller.
+"""
+
+from __future__ import annotations
+
+
+class PrunewatchError(Exception):
+    """Base of all errors that a user can cause or mend.
+
+    Args:
+        problem: One sentence: what is wrong.
+        field: The argument, column, file or setting it is about, as the user spelled it.
+        hint: What to do about it.
+    """
+
+    def __init__(self, problem: str, *, field: str = "", hint: str = "") -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.field = field
+        self.hint = hint
+
+    def __str__(self) -> str:
+        where = f"{self.field}: " if self.field else ""
+        todo = f" {self.hint}" if self.hint else ""
+        return f"{where}{self.problem}{todo}"
+
+
+class InvalidInputError(PrunewatchError):
+    """The caller's input can not be used as it is."""
+
+
+class NotFoundError(PrunewatchError):
+    """The named detector, version, file or operation does not exist."""
+
+
+class AlreadyExistsError(PrunewatchError):
+    """The name is taken."""
+
+
+class PreconditionError(PrunewatchError):
+    """The input is fine, the state of the detector or store is not (pinned, learning, no history, ...)."""
+
+
+class ConflictError(PrunewatchError):
+    """Somebody else changed the same thing first."""
+
+
+class ExhaustedError(PrunewatchError):
+    """A limit that was set on purpose is reached (series, detectors, queue)."""
+
+
+class StoreInUseError(PreconditionError):
+    """Another process holds the store."""
+
+
+class NewerStoreError(PreconditionError):
+    """The store or bundle was written by a newer prunewatch."""
+
+
+class CorruptBundleError(PrunewatchError):
+    """A bundle's files are not what its manifest says."""
+
+
+class MissingExtraError(PreconditionError):
+    """The command needs packages that the base install does not have."""

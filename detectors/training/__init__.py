@@ -1,0 +1,1 @@
+"""How a detector is fitted, calibrated and exported. Needs torch; install `prunewatch[hub]`."""

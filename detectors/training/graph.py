@@ -1,0 +1,101 @@
+"""A small builder for step graphs: constants, operations and carried states, checked by `onnx` at the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import ArrayLike
+from onnx import TensorProto, helper, numpy_helper
+
+from detectors.runtime import CONTRIBUTION, NEXT_SUFFIX, SCORE, STATE_PREFIX, VALUES
+
+OPSET = 17  # ONNX 1.12 (2022): old enough for every runtime in use, new enough for all we need
+IR_VERSION = 8
+
+
+class Graph:
+    """A step graph under construction. Every method that makes a tensor returns its name.
+
+    Args:
+        n_features: F.
+    """
+
+    def __init__(self, n_features: int) -> None:
+        self.n_features = n_features
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: list[onnx.TensorProto] = []
+        self._states: list[tuple[str, tuple[int, ...], str]] = []
+        self._count = 0
+
+    def const(self, value: ArrayLike, dtype: Any = np.float32) -> str:
+        """A constant tensor."""
+        name = self._name("const")
+        self._constants.append(numpy_helper.from_array(np.ascontiguousarray(value, dtype), name))
+        return name
+
+    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        """An operation with one output."""
+        return self.ops(kind, *inputs, outputs=1, **attributes)[0]
+
+    def ops(self, kind: str, *inputs: str, outputs: int, **attributes: Any) -> list[str]:
+        """An operation with several outputs."""
+        names = [self._name(kind.lower()) for _ in range(outputs)]
+        self._nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
+        return names
+
+    def affine(self, signal: str, weight: ArrayLike, bias: ArrayLike) -> str:
+        """The product of signal [B, in] and weight [in, out], plus bias [out]."""
+        return self.op("Gemm", signal, self.const(weight), self.const(bias))
+
+    def state(self, name: str, shape: tuple[int, ...]) -> str:
+        """Declares a carried state [B, *shape]; the name to read it by."""
+        self._states.append((STATE_PREFIX + name, shape, ""))
+        return STATE_PREFIX + name
+
+    def carry(self, state: str, value: str) -> None:
+        """Says what becomes of a declared state after the step."""
+        index = next(i for i, (name, _, _) in enumerate(self._states) if name == state)
+        self._states[index] = (state, self._states[index][1], value)
+
+    def finish(self, score: str, contribution: str) -> bytes:
+        """The serialised model."""
+        outputs = [(score, SCORE, ()), (contribution, CONTRIBUTION, (self.n_features,))]
+        outputs += [(value, name + NEXT_SUFFIX, shape) for name, shape, value in self._states]
+        # Each output is some node's output under its public name.
+        for value, public, _ in outputs:
+            self._rename(value, public)
+        graph = helper.make_graph(
+            self._nodes,
+            "step",
+            [
+                _info(VALUES, (self.n_features,)),
+                *(_info(name, shape) for name, shape, _ in self._states),
+            ],
+            [_info(public, shape) for _, public, shape in outputs],
+            self._constants,
+        )
+        model = helper.make_model(
+            graph,
+            producer_name="prunewatch",
+            ir_version=IR_VERSION,
+            opset_imports=[helper.make_opsetid("", OPSET)],
+        )
+        onnx.checker.check_model(model, full_check=True)
+        return bytes(model.SerializeToString(deterministic=True))
+
+    def _rename(self, value: str, public: str) -> None:
+        for node in self._nodes:
+            for names in (node.input, node.output):
+                for i, name in enumerate(names):
+                    if name == value:
+                        names[i] = public
+
+    def _name(self, stem: str) -> str:
+        self._count += 1
+        return f"{stem}_{self._count}"
+
+
+def _info(name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", *shape])

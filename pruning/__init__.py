@@ -1,0 +1,1 @@
+"""How a network becomes smaller and stays good. Knows no transport, no threads and no clock of its own."""

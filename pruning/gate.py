@@ -1,0 +1,219 @@
+"""Whether a pruned child may replace what serves: judged without labels, child against parent, on held-out points."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from detectors.training.fitted import Fitted, normalised, residuals
+from detectors.training.stretches import Stretches
+from pruning.injection import Events, inject
+from pruning.outcome import Budget, Check, Gate, Latency
+from pruning.search import limits, said
+
+FloatArray = NDArray[np.float32]
+
+TRIM = 0.02  # held-out points are not quite clean either
+EVENTS_PER_KIND = 36
+ALARMS = 50  # segments the parent raises at the cut where alarms are compared ...
+HIGHEST_CUT = 3.0  # ... which is never above this score: beyond one in a thousand the tail is extrapolated
+GAP = 5  # alarms closer than this are one segment
+RATE_RANGE = (0.67, 1.5)
+RESAMPLES = 400
+CONFIDENCE = 0.05  # one-sided
+
+
+@dataclass(frozen=True)
+class GateLimits:
+    """Thresholds of the gate.
+
+    Attributes:
+        error_ratio: Trimmed error of the child over the parent's, both in the parent's scaled units, at most this.
+        alarm_jaccard: Alarm segments raised by both over those raised by either, at least this.
+        injected_drop: Average precision on injected anomalies may fall by this much at the lower confidence bound.
+    """
+
+    error_ratio: float = 1.5
+    alarm_jaccard: float = 0.6
+    injected_drop: float = 0.02
+
+
+def judge(
+    parent: Fitted,
+    child: Fitted,
+    held_out: Stretches,
+    latency: Latency,
+    dense_latency: Latency,
+    size: int,
+    budget: Budget,
+    limits_: GateLimits,
+    rng: np.random.Generator,
+) -> Gate:
+    """All checks of a candidate.
+
+    Args:
+        parent: Calibrated on the same points as the child.
+        child: The candidate.
+        held_out: Normal points that neither was trained on in this cycle.
+        latency: Of the child's built graph.
+        dense_latency: Of the parent's, in the same run.
+        size: Bytes of the child's graph.
+        budget: To be met, all of it.
+        limits_: Thresholds.
+        rng: For injections and resampling.
+    """
+    checks = [
+        Check(
+            f"latency {name}" if timed else name,
+            measured,
+            limit,
+            measured <= limit,
+            f"{name} is {said(measured, timed)}, the budget allows {said(limit, timed)}",
+        )
+        for name, measured, limit, timed in limits(latency, size, dense_latency, budget)
+    ]
+    ratio = trimmed_error(child, held_out) / max(trimmed_error(parent, held_out), 1e-12)
+    checks.append(
+        Check(
+            "error",
+            ratio,
+            limits_.error_ratio,
+            ratio <= limits_.error_ratio,
+            f"the error on held-out points is {ratio:.2f} times the parent's (limit {limits_.error_ratio:g})",
+        )
+    )
+    events = inject(
+        held_out,
+        parent.scaler.scale,
+        per_kind=EVENTS_PER_KIND,
+        warm_up=max(parent.network.warm_up_points, child.network.warm_up_points),
+        rng=rng,
+    )
+    ours, theirs = event_scores(child, events), event_scores(parent, events)
+    checks += _alarm_checks(theirs, ours, limits_)
+    drop, bound = injected_drop(theirs, ours, events.labels, rng)
+    checks.append(
+        Check(
+            "injected",
+            bound,
+            -limits_.injected_drop,
+            bound >= -limits_.injected_drop,
+            f"average precision on injected anomalies changes by {drop:+.3f}, lower bound {bound:+.3f} "
+            f"(limit {-limits_.injected_drop:+g})",
+        )
+    )
+    return Gate(tuple(checks))
+
+
+def trimmed_error(fitted: Fitted, points: Stretches) -> float:
+    """Mean squared residual in scaled units, before normalisation, without the worst `TRIM` of the points."""
+    errors = np.concatenate(
+        [
+            np.square(block).mean(axis=(1, 2))
+            for part in points.parts
+            for block in residuals(fitted.network, fitted.scaler(part))
+        ]
+    )
+    errors = np.sort(errors[np.isfinite(errors)])
+    return float(errors[: max(1, len(errors) - int(len(errors) * TRIM))].mean())
+
+
+@torch.no_grad()
+def event_scores(fitted: Fitted, events: Events) -> FloatArray:
+    """Scores [E, T] of each event from a fresh state; NaN while warming up."""
+    scaled = torch.from_numpy(fitted.scaler(events.points))
+    residual = fitted.network(scaled, fitted.network.fresh(len(scaled))).residual.numpy()  # [E, T, R, F]
+    error = normalised(residual.reshape(-1, *residual.shape[2:]), fitted.residual).reshape(residual.shape[:2])
+    score = fitted.calibration.score(error)
+    score[:, : fitted.network.warm_up_points] = np.nan
+    return score
+
+
+def injected_drop(
+    parent: FloatArray, child: FloatArray, labels: NDArray[np.bool_], rng: np.random.Generator
+) -> tuple[float, float]:
+    """Change of average precision from parent to child, and its lower bound by a paired bootstrap over events."""
+    both = np.isfinite(parent) & np.isfinite(child)
+    event = np.broadcast_to(np.arange(len(labels))[:, None], labels.shape)[both]
+    ours = Ranking(child[both], labels[both])
+    theirs = Ranking(parent[both], labels[both])
+    drop = ours.average_precision() - theirs.average_precision()
+    drops = []
+    for _ in range(RESAMPLES):
+        times = np.bincount(rng.integers(0, len(labels), len(labels)), minlength=len(labels))[event]
+        drops.append(ours.average_precision(times) - theirs.average_precision(times))
+    return drop, float(np.quantile(drops, CONFIDENCE))
+
+
+class Ranking:
+    """Points by falling score, sorted once; average precision for any weights of the points."""
+
+    def __init__(self, score: FloatArray, label: NDArray[np.bool_]) -> None:
+        self._order = np.argsort(-score, kind="stable")
+        self._hits = label[self._order].astype(np.float64)
+
+    def average_precision(self, weights: NDArray[np.int64] | None = None) -> float:
+        """Mean precision at each true point (as scikit-learn's, ties aside); 0 where nothing is true."""
+        weight = np.ones(len(self._order)) if weights is None else weights[self._order].astype(np.float64)
+        hits = weight * self._hits
+        seen = np.cumsum(weight)
+        precision = np.cumsum(hits) / np.maximum(seen, 1.0)
+        return float((hits * precision).sum() / max(hits.sum(), 1.0))
+
+
+def _alarm_checks(parent: FloatArray, child: FloatArray, limits_: GateLimits) -> list[Check]:
+    cut = cut_for(parent, ALARMS)
+    theirs, ours = segments(parent >= cut), segments(child >= cut)
+    found = sum(_meets(segment, ours) for segment in theirs)
+    shared = min(found, sum(_meets(segment, theirs) for segment in ours))
+    jaccard = shared / max(len(theirs) + len(ours) - shared, 1)
+    rate = float((child >= cut).sum() / max((parent >= cut).sum(), 1))
+    where = f"at score {cut:.2f}, where the parent raises {len(theirs)} alarms"
+    return [
+        Check(
+            "alarms",
+            jaccard,
+            limits_.alarm_jaccard,
+            jaccard >= limits_.alarm_jaccard,
+            f"{jaccard:.2f} of the alarms are shared {where} (limit {limits_.alarm_jaccard:g})",
+        ),
+        Check(
+            "alarm rate",
+            rate,
+            RATE_RANGE[1] if rate > 1 else RATE_RANGE[0],
+            RATE_RANGE[0] <= rate <= RATE_RANGE[1],
+            f"{rate:.2f} times as many points are flagged {where} (limits {RATE_RANGE[0]:g} to {RATE_RANGE[1]:g})",
+        ),
+    ]
+
+
+Segment = tuple[int, int, int]
+"""event, first point, last point"""
+
+
+def segments(alarms: NDArray[np.bool_]) -> list[Segment]:
+    """Runs of alarms in each row, runs less than `GAP` apart joined."""
+    found: list[Segment] = []
+    for row, flags in enumerate(alarms):
+        for at in np.flatnonzero(flags):
+            if found and found[-1][0] == row and at - found[-1][2] < GAP:
+                found[-1] = (row, found[-1][1], int(at))
+            else:
+                found.append((row, int(at), int(at)))
+    return found
+
+
+def cut_for(scores: FloatArray, wanted: int) -> float:
+    """The highest cut, up to `HIGHEST_CUT`, with at least `wanted` alarm segments, or the median score."""
+    for cut in np.minimum(np.quantile(scores[np.isfinite(scores)], np.linspace(0.999, 0.5, 100)), HIGHEST_CUT):
+        if len(segments(scores >= cut)) >= wanted:
+            return float(cut)
+    return float(np.nanquantile(scores, 0.5))
+
+
+def _meets(segment: Segment, others: list[Segment]) -> bool:
+    row, first, last = segment
+    return any(other == row and start <= last + GAP and stop >= first - GAP for other, start, stop in others)

@@ -1,0 +1,141 @@
+"""Synthetic anomalies in normal points, for judging a detector without labels.
+
+Each event is a copy of a real normal stretch with one disturbance in it; kinds after the taxonomy of Lai et al. 2021
+("Revisiting Time Series Outlier Detection") and the generators used for TSB-AD.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors.training.stretches import Stretches
+
+FloatArray = NDArray[np.float32]
+Segment = NDArray[np.floating]
+Disturb = Callable[[FloatArray, FloatArray, np.random.Generator], Segment]
+"""segment [L, M] of the disturbed features, their scale [M], generator -> new segment [L, M]"""
+
+LENGTHS = (8, 48)
+MARGIN_POINTS = 40  # normal points after the warm-up before a disturbance, and after it
+
+
+@dataclass(frozen=True)
+class Events:
+    """E normal stretches, disturbed.
+
+    Attributes:
+        points: [E, T, F] raw values.
+        labels: [E, T], True where disturbed.
+        kinds: E names.
+    """
+
+    points: FloatArray
+    labels: NDArray[np.bool_]
+    kinds: tuple[str, ...]
+
+
+def inject(normal: Stretches, scale: FloatArray, *, per_kind: int, warm_up: int, rng: np.random.Generator) -> Events:
+    """Cuts stretches at random and disturbs each in one place.
+
+    Args:
+        normal: Held-out normal points.
+        scale: [F], a standard deviation of each feature.
+        per_kind: Events of each kind.
+        warm_up: Points a detector needs before its scores count.
+        rng: Where, how long, how strong, which features.
+    """
+    wanted = warm_up + 2 * MARGIN_POINTS + LENGTHS[1]
+    parts = [part for part in normal.parts if len(part) > warm_up + LENGTHS[0] + 2]
+    length = min(wanted, max((len(part) for part in parts), default=0))
+    parts = [part for part in parts if len(part) >= length]
+    if not parts:
+        raise ValueError("no normal stretch is long enough to inject anomalies into")
+    weights = np.array([len(part) - length + 1 for part in parts], np.float64)
+    kinds = [kind for kind in KINDS for _ in range(per_kind)]
+    points = np.empty((len(kinds), length, normal.n_features), np.float32)
+    labels = np.zeros((len(kinds), length), bool)
+    for i, kind in enumerate(kinds):
+        part = parts[rng.choice(len(parts), p=weights / weights.sum())]
+        start = int(rng.integers(0, len(part) - length + 1))
+        points[i] = part[start : start + length]
+        span = int(rng.integers(LENGTHS[0], min(LENGTHS[1], length - warm_up - 2) + 1))
+        if kind == "spike":
+            span = int(rng.integers(1, 4))
+        at = int(rng.integers(warm_up + 1, length - span + 1))
+        features = rng.permutation(normal.n_features)[: max(1, round(normal.n_features * rng.uniform(0.1, 0.4)))]
+        window = np.ix_(np.arange(at, at + span), features)
+        points[i][window] = KINDS[kind](points[i][window], scale[features], rng)
+        labels[i, at : at + span] = True
+    return Events(points, labels, tuple(kinds))
+
+
+def spike(x: FloatArray, scale: FloatArray, rng: np.random.Generator) -> Segment:
+    """One to three points far off."""
+    return x + _signs(scale, rng) * rng.uniform(3, 6) * scale
+
+
+def level_shift(x: FloatArray, scale: FloatArray, rng: np.random.Generator) -> Segment:
+    """All points of the span moved by the same amount."""
+    return x + _signs(scale, rng) * rng.uniform(1.5, 3) * scale
+
+
+def drift(x: FloatArray, scale: FloatArray, rng: np.random.Generator) -> Segment:
+    """A ramp."""
+    return x + np.linspace(0, 1, len(x))[:, None] * _signs(scale, rng) * rng.uniform(2, 4) * scale
+
+
+def noise(x: FloatArray, scale: FloatArray, rng: np.random.Generator) -> Segment:
+    """A sensor that trembles."""
+    return x + rng.standard_normal(x.shape) * rng.uniform(1, 2) * scale
+
+
+def flat_line(x: FloatArray, scale: FloatArray, rng: np.random.Generator) -> Segment:
+    """A sensor that hangs."""
+    return np.broadcast_to(x[:1], x.shape).copy()
+
+
+def stretch_scale(x: FloatArray, scale: FloatArray, rng: np.random.Generator) -> Segment:
+    """Swings about the mean, larger or smaller than normal."""
+    mean: Segment = x.mean(axis=0)
+    return mean + (x - mean) * (rng.uniform(2, 4) if rng.random() < 0.5 else rng.uniform(0, 0.3))
+
+
+def cut_off(x: FloatArray, scale: FloatArray, rng: np.random.Generator) -> Segment:
+    """A saturated sensor: everything above (or below) the median is cut."""
+    cut = np.minimum if rng.random() < 0.5 else np.maximum
+    return np.asarray(cut(x, np.median(x, axis=0)))
+
+
+def time_warp(x: FloatArray, scale: FloatArray, rng: np.random.Generator) -> Segment:
+    """The same course at another pace."""
+    pace = rng.choice([0.4, 2.5])
+    index = (np.arange(len(x)) * pace) % max(len(x) - 1, 1)
+    low = index.astype(int)
+    share = (index - low)[:, None]
+    return np.asarray(x[low] * (1 - share) + x[np.minimum(low + 1, len(x) - 1)] * share)
+
+
+def sensor_break(x: FloatArray, scale: FloatArray, rng: np.random.Generator) -> Segment:
+    """Values that are normal one by one but no longer fit the other sensors or the past: the course runs backwards."""
+    return x[::-1].copy()
+
+
+def _signs(scale: FloatArray, rng: np.random.Generator) -> FloatArray:
+    return rng.choice([-1.0, 1.0], size=len(scale)).astype(np.float32)
+
+
+KINDS: Mapping[str, Disturb] = {
+    "spike": spike,
+    "level_shift": level_shift,
+    "drift": drift,
+    "noise": noise,
+    "flat_line": flat_line,
+    "scale": stretch_scale,
+    "cut_off": cut_off,
+    "time_warp": time_warp,
+    "sensor_break": sensor_break,
+}

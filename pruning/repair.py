@@ -1,0 +1,73 @@
+"""Least-squares compensation: what a removed unit said is rebuilt from the units that stay.
+
+Each dropped unit is regressed (ridge) on the kept ones over activations of the network before surgery; the map is
+folded into every consumer, its constant into the consumer's bias. No gradient step. In the spirit of ThiNet (Luo et al.
+2017) and of reconstruction-based channel pruning (He et al. 2017), with recurrent weights as one more consumer.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from detectors.training.fit import Runner
+from detectors.training.networks import Group, Network
+from detectors.training.stretches import Lanes
+from pruning.groups import Keep, checked, dropped
+from pruning.surgery import remove
+
+RIDGE = 1e-3  # of the mean variance of the kept units
+CHUNKS = 8
+
+
+def remove_and_repair(network: Network, keep: Keep, lanes: Lanes) -> Network:
+    """Removes units as `surgery.remove` does and lets the kept ones take over what they can."""
+    kept = checked(network, keep)
+    seen = activations(network, lanes)
+    prepared = copy.deepcopy(network)
+    with torch.no_grad():
+        for group in network.groups():
+            fold(prepared, group, kept[group.name], seen[group.name])
+    return remove(prepared, kept)
+
+
+@torch.no_grad()
+def activations(network: Network, lanes: Lanes) -> dict[str, Tensor]:
+    """Units' outputs on normal points: {group: [N, H]}."""
+    run = Runner(network)
+    seen: dict[str, list[Tensor]] = {group.name: [] for group in network.groups()}
+    for chunk in lanes.chunks(CHUNKS):
+        out = run(chunk)
+        for name, values in out.activations.items():
+            seen[name].append(values[chunk.counted])
+    return {name: torch.cat(parts) for name, parts in seen.items()}
+
+
+def fold(network: Network, group: Group, keep: Tensor, seen: Tensor) -> None:
+    """Adds the dropped units' part to what consumers read from the kept ones, in place."""
+    gone = dropped(keep, group.width)
+    if not len(gone):
+        return
+    mapping, constant = regress(seen[:, keep], seen[:, gone])  # [K, D], [D]
+    tensors = network.state_dict()
+    for where in group.consumers:
+        weight = tensors[where.tensor]
+        assert (where.blocks, where.axis) == (1, 1), "consumers read units along the second axis"
+        lost = weight[:, gone]  # [out, D]
+        mapping, constant = mapping.to(weight.dtype), constant.to(weight.dtype)
+        weight[:, keep] += lost @ mapping.T
+        if where.bias is not None:
+            tensors[where.bias] += lost @ constant
+
+
+def regress(kept: Tensor, gone: Tensor) -> tuple[Tensor, Tensor]:
+    """Ridge regression with intercept in float64: gone [N, D] ~ kept [N, K] @ mapping [K, D] + constant [D]."""
+    x, y = kept.double(), gone.double()
+    x_mean, y_mean = x.mean(dim=0), y.mean(dim=0)
+    x, y = x - x_mean, y - y_mean
+    gram = x.T @ x
+    gram.diagonal().add_(RIDGE * gram.diagonal().mean() + 1e-12)
+    mapping = torch.linalg.solve(gram, x.T @ y)
+    return mapping, y_mean - x_mean @ mapping

@@ -1,0 +1,52 @@
+"""Taking units out: a new, really smaller network. What serves is never touched."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from detectors.training.networks import Network
+from pruning.groups import Keep, checked, dropped, expand
+
+
+def remove(network: Network, keep: Keep) -> Network:
+    """A network of the kept units with their weights.
+
+    Removing units gives the same output as zeroing everything that reads them (`masked`).
+
+    Args:
+        network: Stays as it is.
+        keep: Surviving units by group.
+
+    Returns:
+        A new network; its shapes have been checked against what its widths ask for (a mis-sliced LSTM may otherwise run
+        without an error and answer differently each time).
+    """
+    kept = checked(network, keep)
+    tensors = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+    for group in network.groups():
+        for where in (*group.own, *group.consumers):
+            index = expand(kept[group.name], group.width, where)
+            tensors[where.tensor] = tensors[where.tensor].index_select(where.axis, index)
+    smaller = network.resized({name: len(indices) for name, indices in kept.items()})
+    smaller.to(next(network.parameters()).dtype)
+    for name, tensor in smaller.state_dict().items():
+        assert tensor.shape == tensors[name].shape, (
+            f"{name}: {tuple(tensors[name].shape)}, wanted {tuple(tensor.shape)}"
+        )
+    smaller.load_state_dict(tensors)
+    return smaller
+
+
+def masked(network: Network, keep: Keep) -> Network:
+    """A network of the same size in which nothing reads the units that are not kept."""
+    kept = checked(network, keep)
+    copied = copy.deepcopy(network)
+    tensors = copied.state_dict()
+    with torch.no_grad():
+        for group in network.groups():
+            gone = dropped(kept[group.name], group.width)
+            for where in group.consumers:
+                tensors[where.tensor].index_fill_(where.axis, expand(gone, group.width, where), 0.0)
+    return copied
