@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -128,8 +129,8 @@ def write_bundle(bundle: Bundle, folder: Path) -> None:
     if folder.exists():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    staging.mkdir(exist_ok=True)
+    staging = folder.with_name(f".{folder.name}.{uuid4().hex}.partial")  # one a writer, also among threads
+    staging.mkdir()
     for name, content in {**bundle.files, MANIFEST: _encode(bundle.manifest)}.items():
         with (staging / name).open("wb") as file:
             file.write(content)
@@ -211,7 +212,7 @@ def _decode(raw: bytes, path: Path) -> Manifest:
                 hint="Upgrade prunewatch.",
             )
         return Manifest.model_validate(fields)
-    except (ValueError, TypeError, ValidationError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError, ValidationError) as error:
         raise CorruptBundleError("is not a bundle manifest.", field=str(path)) from error
 
 

@@ -82,6 +82,7 @@ class Runtime:
             or not all(name.startswith(STATE_PREFIX) for name in states)
             or [node.name for node in outputs] != expected
             or any(node.type != "tensor(float)" for node in [*inputs, *outputs])
+            or any(not isinstance(size, int) for node in inputs for size in node.shape[1:])
         ):
             raise CorruptBundleError("this graph does not follow the step contract.", field="step.onnx")
         self._input_names = [node.name for node in inputs]

@@ -18,6 +18,7 @@ from detectors.runtime import FloatArray, Runtime, State
 from detectors.series import Rows, SeriesTable, Slots, extended
 from detectors.stamps import StampPolicy, Status, judge
 
+OK = int(Status.OK)  # looking an enum's member up costs more than comparing a batch with it
 REPLAY_SERIES = 64  # replayed together: wide enough for good matrix products, short enough for a breath between
 
 
@@ -115,10 +116,10 @@ class Scorer:
         series = self.series
         status = judge(stamps, series.last_stamp[slots], self.policy, now)
         finite = np.isfinite(values)
-        if not finite.all():
-            status[(status == Status.OK) & ~finite.all(axis=1)] = Status.INVALID
-        accepted = status == Status.OK
-        if accepted.all():
+        if np.count_nonzero(finite) < finite.size:
+            status[(status == OK) & ~finite.all(axis=1)] = Status.INVALID
+        accepted = status == OK
+        if np.count_nonzero(accepted) == len(accepted):
             score, contribution = self._advance(slots, stamps, values, status)
             return Scored(status, score, contribution)
         slots = np.arange(slots.start, slots.stop) if isinstance(slots, slice) else slots
@@ -137,12 +138,15 @@ class Scorer:
         """Steps accepted points; writes `WARMING_UP` into `status` where it applies."""
         state = self._gather(slots)
         step = self.served.runtime.step(values, state)
-        for carried, new in zip(self._state, step.state, strict=True):
-            carried[slots] = new
+        if isinstance(slots, slice) and self._state and slots == slice(0, len(self._state[0])):
+            self._state = step.state  # every series at once: nothing to copy
+        else:
+            for carried, new in zip(self._state, step.state, strict=True):
+                carried[slots] = new
         cold = self.series.seen[slots] < self.served.warm_up_points
         self.series.append(slots, stamps, values)
         score = step.score
-        if cold.any():
+        if np.count_nonzero(cold):
             status[cold] = Status.WARMING_UP
             score[cold] = np.nan
             step.contribution[cold] = 0

@@ -1,7 +1,7 @@
 """What is remembered of each series, whatever version scores it: its name, last stamp, points seen and last K points.
 
 Everything lies in arrays indexed by slot, so that a batch of points is gathered and scattered without per-point Python.
-The ring of the last K raw points is what a new version is started from (`detectors.scorer.Scorer.replace`).
+The ring of the last K raw points is what a new version is started from (`detectors.scorer.Successor`).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class SeriesTable:
         at = self.seen[slots] % self.ring_points
         if not isinstance(slots, slice):
             self._ring[slots, at] = values
-        elif bool((at == at[0]).all()):
+        elif np.count_nonzero(at == at[0]) == len(at):
             self._ring[slots, at[0]] = values
         else:
             self._ring[np.arange(slots.start, slots.stop), at] = values

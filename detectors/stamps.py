@@ -30,6 +30,9 @@ class Status(IntEnum):
     TOO_FAR = 8
 
 
+_OK = int(Status.OK)
+
+
 @dataclass(frozen=True)
 class StampPolicy:
     """How stamps are judged.
@@ -60,8 +63,8 @@ def judge(
     >>> judge(np.array([5, 4, 6]), np.array([5, 5, 5]), StampPolicy()).tolist()
     [7, 6, 1]
     """
-    status = np.full(len(stamps), int(Status.OK), np.uint8)
-    if not bool((stamps > last).all()):
+    status = np.full(len(stamps), _OK, np.uint8)
+    if np.count_nonzero(stamps > last) < len(stamps):
         status[stamps < last] = Status.LATE
         if policy.duplicate == "reject":
             status[(stamps == last) & (last != NO_STAMP)] = Status.DUPLICATE

@@ -25,7 +25,7 @@ from pruning.repair import remove_and_repair
 from pruning.search import Ladder, Rung, Units, climb, limits, said, stages, within
 
 STAGE_UPDATES = 120  # fine-tuning between stages; the last stage gets the rest
-UPDATES = 1000
+UPDATES = 1000  # for chunks of 64 points a lane; as many more as chunks are shorter
 CORRECTIONS = 3  # children built at most: one that misses the budget is taken a rung down
 FINAL_ROUNDS = 21  # of the measurement that decides
 MINIMUM_JUDGED = 60  # points of a run that calibration and the gate need beside the warm-up
@@ -43,7 +43,7 @@ class CycleOptions:
         seed: Same seed, parent and points: same child (measured times aside).
         update_parent: First train the parent on with the recent points.
         dry_run: Stop at the plan.
-        updates: Gradient steps of fine-tuning, over all stages.
+        updates: Gradient steps of fine-tuning, over all stages; None: as many as suit the network.
         limits: Of the gate.
     """
 
@@ -51,8 +51,12 @@ class CycleOptions:
     seed: int = 0
     update_parent: bool = False
     dry_run: bool = False
-    updates: int = UPDATES
+    updates: int | None = None
     limits: GateLimits = field(default_factory=GateLimits)
+
+    def updates_for(self, network: Network) -> int:
+        """Gradient steps of fine-tuning for a network: the same number of points for all."""
+        return self.updates or UPDATES * 64 // network.chunk_points
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ def run_cycle(
     if target is None:
         return Candidate(report.infeasible(dense, ladder), dense, updated)
     if how.dry_run:
-        return Candidate(report.planned(dense, ladder, target, how.updates), dense, updated)
+        return Candidate(report.planned(dense, ladder, target, how.updates_for(dense.network)), dense, updated)
 
     cut = _Cut(dense, training, how, report)
     child, dense_time, child_time = _meet(budget, ladder, target, cut, held_out)
@@ -165,7 +169,7 @@ def update(
 ) -> tuple[Fitted, bool]:
     """Trains a copy of the parent on with recent points; the old one stays where the new one is no better."""
     network = copy.deepcopy(parent.network)
-    updates = max(1, how.updates // 2)
+    updates = max(1, how.updates_for(network) // 2)
     with seeded(how.seed):
         train(
             network,
@@ -213,6 +217,7 @@ class _Cut:
     def down_to(self, units: Units) -> Fitted:
         """Prunes in stages, repairing and fine-tuning against the parent after each."""
         how, parent = self._how, self.parent
+        updates = how.updates_for(parent.network)
         steps = stages({name: len(kept) for name, kept in self._kept.items()}, units)
         for i, widths in enumerate(steps):
             last = i == len(steps) - 1
@@ -228,7 +233,7 @@ class _Cut:
                 parent.network,
                 self._training,
                 parent.scaler,
-                updates=max(1, how.updates - STAGE_UPDATES * i) if last else min(STAGE_UPDATES, how.updates),
+                updates=max(1, updates - STAGE_UPDATES * i) if last else min(STAGE_UPDATES, updates),
                 seed=how.seed + i,
                 progress=self.report.progress,
             )

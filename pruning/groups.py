@@ -39,7 +39,7 @@ def checked(network: Network, keep: Keep) -> dict[str, Tensor]:
     """The keep-set of every group, validated.
 
     Raises:
-        InvalidInputError: an unknown or protected group, an empty or unsorted set, or an index out of range.
+        InvalidInputError: an unknown or protected group, a mask, an empty or unsorted set, or an index out of range.
     """
     groups = {group.name: group for group in network.groups()}
     for name in keep:
@@ -49,7 +49,10 @@ def checked(network: Network, keep: Keep) -> dict[str, Tensor]:
             )
     full = {}
     for name, group in groups.items():
-        indices = keep.get(name, torch.arange(group.width)).to(torch.int64)
+        indices = keep.get(name, torch.arange(group.width))
+        if indices.dtype == torch.bool or indices.is_floating_point():
+            raise InvalidInputError("must be whole-number indices, not a mask or weights.", field=f"keep.{name}")
+        indices = indices.to(torch.int64)
         if group.protected and len(indices) != group.width:
             raise InvalidInputError("this group is protected and keeps all its units.", field=f"keep.{name}")
         if not len(indices) or not bool((indices.diff() > 0).all()) or indices[0] < 0 or indices[-1] >= group.width:

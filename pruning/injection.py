@@ -62,15 +62,20 @@ def inject(normal: Stretches, scale: FloatArray, *, per_kind: int, warm_up: int,
         part = parts[rng.choice(len(parts), p=weights / weights.sum())]
         start = int(rng.integers(0, len(part) - length + 1))
         points[i] = part[start : start + length]
-        span = int(rng.integers(LENGTHS[0], min(LENGTHS[1], length - warm_up - 2) + 1))
-        if kind == "spike":
-            span = int(rng.integers(1, 4))
-        at = int(rng.integers(warm_up + 1, length - span + 1))
-        features = rng.permutation(normal.n_features)[: max(1, round(normal.n_features * rng.uniform(0.1, 0.4)))]
-        window = np.ix_(np.arange(at, at + span), features)
-        points[i][window] = KINDS[kind](points[i][window], scale[features], rng)
-        labels[i, at : at + span] = True
+        labels[i, disturb(points[i], kind, scale, rng, first=warm_up + 1)] = True
     return Events(points, labels, tuple(kinds))
+
+
+def disturb(points: FloatArray, kind: str, scale: FloatArray, rng: np.random.Generator, *, first: int = 0) -> slice:
+    """Disturbs one place of a stretch [T, F], in place, from point `first` on; returns which points."""
+    length, n_features = points.shape
+    longest = min(LENGTHS[1], length - first)
+    span = int(rng.integers(1, 4)) if kind == "spike" else int(rng.integers(min(LENGTHS[0], longest), longest + 1))
+    at = int(rng.integers(first, length - span + 1))
+    features = rng.permutation(n_features)[: max(1, round(n_features * rng.uniform(0.1, 0.4)))]
+    window = np.ix_(np.arange(at, at + span), features)
+    points[window] = KINDS[kind](points[window], scale[features], rng)
+    return slice(at, at + span)
 
 
 def spike(x: FloatArray, scale: FloatArray, rng: np.random.Generator) -> Segment:

@@ -138,5 +138,5 @@ def _pareto(over: Float64, floor: float) -> tuple[float, float]:
     m = len(y)
     a0 = float(y.mean())
     a1 = float((y * (1 - (np.arange(1, m + 1) - 0.35) / m)).mean())
-    shape = float(np.clip(2 - a0 / (a0 - 2 * a1), *SHAPE_RANGE)) if a0 > 2 * a1 else SHAPE_RANGE[1]
+    shape = float(np.clip(2 - a0 / (a0 - 2 * a1), *SHAPE_RANGE))  # a0 > 2 a1: weights fall while y rises
     return shape, max(a0 * (1 - shape), floor)  # the mean of the distribution is scale / (1 - shape)

@@ -37,7 +37,7 @@ class FitOptions:
     """How long and how fast to train.
 
     Attributes:
-        updates: Gradient steps; None chooses 400 to 1200 by the amount of data.
+        updates: Gradient steps; None chooses by the amount of data, 400 to 1200 for chunks of 64 points.
         learning_rate: Peak; it falls to zero along a cosine.
     """
 
@@ -100,7 +100,13 @@ def fit(
         if not training.parts:
             training = data
         scaler = Scaler.fit(training.rows)
-        train(network, lanes_over(training, scaler, network, seed), updates_for(len(training), how), how, progress)
+        train(
+            network,
+            lanes_over(training, scaler, network, seed),
+            updates_for(len(training), network, how),
+            how,
+            progress,
+        )
     progress("calibrate", 0.0, "fitting the score scale on held-out points")
     return calibrated(network, features, scaler, usable(held_out, data, network))
 
@@ -127,9 +133,9 @@ def lanes_over(data: Stretches, scaler: Scaler, network: Network, seed: int) -> 
     )
 
 
-def updates_for(points: int, how: FitOptions) -> int:
-    """Gradient steps for so many points: long series get more, short ones enough to converge."""
-    return how.updates or int(np.clip(points / 20, 400, 1200))
+def updates_for(points: int, network: Network, how: FitOptions) -> int:
+    """Gradient steps for so many points: long series get more, short ones enough; shorter chunks, more of them."""
+    return how.updates or int(np.clip(points / 20, 400, 1200)) * 64 // network.chunk_points
 
 
 def usable(held_out: Stretches, data: Stretches, network: Network) -> Stretches:

@@ -144,5 +144,5 @@ def load(content: bytes) -> Fitted:
             ResidualScale(tensors["residual.center"], tensors["residual.scale"]),
             Calibration(tensors["calibration.knots"], tensors["calibration.levels"], shape, scale),
         )
-    except (KeyError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise CorruptBundleError("holds no weights of a prunewatch detector.", field="weights.safetensors") from error

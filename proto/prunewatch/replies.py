@@ -1,0 +1,241 @@
+"""What the client gives back: scores as arrays, everything else as plain JSON objects, errors with their parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import grpc.aio
+import numpy as np
+from google.longrunning import operations_pb2
+from google.protobuf import json_format
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from numpy.typing import NDArray
+
+from prunewatch.v1 import detectors_pb2, pruning_pb2, scoring_pb2
+
+DETAILS = "grpc-status-details-bin"
+
+
+class ServiceError(Exception):
+    """The service refused a call, or could not be reached.
+
+    Args:
+        code: Name of the gRPC status code, e.g. `INVALID_ARGUMENT`.
+        problem: What is wrong.
+        field: The field of the request it is about.
+        hint: What to do about it.
+    """
+
+    def __init__(self, code: str, problem: str, field: str = "", hint: str = "") -> None:
+        super().__init__(problem)
+        self.code = code
+        self.problem = problem
+        self.field = field
+        self.hint = hint
+
+    def __str__(self) -> str:
+        where = f"{self.field}: " if self.field else ""
+        return f"{where}{self.problem} {self.hint}".rstrip()
+
+
+@dataclass(frozen=True)
+class Anomaly:
+    """One anomaly of a watched detector."""
+
+    detector: str
+    series: str
+    stamp: int
+    score: float
+    threshold: float
+    version: int
+    contributions: Mapping[str, float]
+    """Share of the error by feature, the largest ones."""
+    dropped: int
+    """Anomalies this reader has lost because it was too slow."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What became of N points.
+
+    Attributes:
+        scores: [N] float32; NaN where the status is not OK.
+        statuses: [N]; numbers of `prunewatch.v1.PointStatus`.
+        threshold: Scores from here on are anomalies.
+        version: That scored; 0 while the detector learns.
+        point_versions: [N].
+        contributions: By index of an anomaly, [F]; only when asked for.
+        sequence: Number of the message in a stream.
+        error: Why a message of a stream could not be used; the arrays are empty then.
+    """
+
+    scores: NDArray[np.float32]
+    statuses: NDArray[np.uint8]
+    threshold: float
+    version: int
+    point_versions: NDArray[np.int64]
+    contributions: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
+    sequence: int = 0
+    error: ServiceError | None = None
+
+    @property
+    def anomalies(self) -> NDArray[np.bool_]:
+        """[N]; whether the point is one."""
+        flags: NDArray[np.bool_] = self.scores >= np.float32(self.threshold)
+        return flags
+
+
+def scores_of(response: scoring_pb2.ScoreResponse, sequence: int = 0) -> Scores:
+    """The arrays of a response."""
+    scores = np.frombuffer(response.packed_scores, "<f4") if response.packed_scores else np.array(response.scores, "f4")
+    versions = np.array(response.point_versions, np.int64)
+    flagged = list(response.flagged_index)
+    shares = np.frombuffer(response.packed_contributions, "<f4").reshape(len(flagged), -1) if flagged else ()
+    return Scores(
+        scores=scores,
+        statuses=np.frombuffer(response.statuses, np.uint8),
+        threshold=response.threshold,
+        version=response.version,
+        point_versions=versions if len(versions) else np.full(len(scores), response.version, np.int64),
+        contributions=dict(zip(flagged, shares, strict=True)),
+        sequence=sequence,
+    )
+
+
+def failed_message(error: ServiceError, sequence: int) -> Scores:
+    """The reply to a message of a stream that could not be used."""
+    return Scores(
+        np.empty(0, np.float32), np.empty(0, np.uint8), np.nan, 0, np.empty(0, np.int64), sequence=sequence, error=error
+    )
+
+
+def service_error(error: grpc.aio.AioRpcError) -> ServiceError:
+    """What went wrong with a call."""
+    for key, value in error.trailing_metadata() or ():
+        if key == DETAILS and isinstance(value, bytes):
+            return status_error(status_pb2.Status.FromString(value))
+    code = error.code().name
+    problem = (error.details() or code).rstrip(".") + "."
+    if code == "UNAVAILABLE":
+        return ServiceError(code, f"the server can not be reached: {problem}", hint="Start one: prunewatch serve.")
+    return ServiceError(code, problem)
+
+
+def status_error(status: status_pb2.Status) -> ServiceError:
+    """The parts of a status as the service writes it."""
+    code = code_pb2.Code.Name(status.code)
+    info = error_details_pb2.ErrorInfo()
+    for detail in status.details:
+        if detail.Unpack(info):
+            return ServiceError(code, *(info.metadata.get(key, "") for key in ("problem", "field", "hint")))
+    return ServiceError(code, status.message)
+
+
+def detector_json(message: detectors_pb2.Detector) -> dict[str, Any]:
+    """A detector as `prunewatch show --json` says it, without its versions."""
+    return {
+        "name": message.name.rpartition("/")[2],
+        "state": detectors_pb2.DetectorState.Name(message.state).removeprefix("DETECTOR_STATE_").lower(),
+        "problem": message.problem,
+        "network": message.config.network,
+        "time": "index" if message.config.time == detectors_pb2.TIME_KIND_INDEX else "stamp",
+        "features": list(message.config.features),
+        "false_alarm_rate": message.config.false_alarm_rate,
+        "threshold": message.threshold,
+        "history_points": message.history_points,
+        "served": [
+            {
+                "device_class": it.device_class,
+                "version": it.version,
+                "bundle_hash": it.bundle_hash,
+                "pinned": it.pinned,
+                "previous_version": it.previous_version or None,
+            }
+            for it in message.served
+        ],
+    }
+
+
+def version_json(message: detectors_pb2.Version) -> dict[str, Any]:
+    """A version as `prunewatch show --json` says it."""
+    return {
+        "version": message.number,
+        "cause": message.cause,
+        "created_seconds": message.create_time.seconds + message.create_time.nanos / 1e9,
+        "serving": list(message.serving),
+        "parent": _stored_json(message.parent),
+        "children": {it.device_class: _stored_json(it) for it in message.bundles if it.hash != message.parent.hash},
+    }
+
+
+def result_json(operation: operations_pb2.Operation) -> dict[str, Any]:
+    """The result of an operation as the command line prints it."""
+    fit, cycle = detectors_pb2.FitResult(), pruning_pb2.CycleResult()
+    if operation.response.Unpack(fit):
+        return {"outcome": "adopted", "parent": _made_json(fit.parent), "rows": fit.rows}
+    operation.response.Unpack(cycle)
+    return cycle_json(cycle)
+
+
+def cycle_json(cycle: pruning_pb2.CycleResult) -> dict[str, Any]:
+    """The result of a cycle as `prunewatch prune --json` prints it."""
+    return {
+        "outcome": cycle.outcome,
+        "reason": cycle.reason,
+        "best_reachable": _struct_json(cycle.best_reachable) if cycle.HasField("best_reachable") else None,
+        "parent": _made_json(cycle.parent) if cycle.HasField("parent") else None,
+        "child": _made_json(cycle.child) if cycle.HasField("child") else None,
+        "gate": _struct_json(cycle.gate) if cycle.HasField("gate") else None,
+        "version": cycle.child.version or None,
+    }
+
+
+def _stored_json(facts: detectors_pb2.BundleFacts) -> dict[str, Any]:
+    return {
+        "hash": facts.hash,
+        "version": facts.version,
+        "device_class": facts.device_class,
+        "units": {it.group: it.units for it in facts.units},
+        "parameters": facts.parameters,
+        "bytes": facts.bytes,
+        "error": facts.error if facts.HasField("error") else None,
+        "derived_from": facts.derived_from or None,
+        "measurements": [
+            {
+                "device_class": it.device_class,
+                "batch": it.batch,
+                "p50_seconds": it.p50_seconds,
+                "p99_seconds": it.p99_seconds,
+                "measured_seconds": it.measure_time.seconds + it.measure_time.nanos / 1e9,
+            }
+            for it in facts.measurements
+        ],
+    }
+
+
+def _made_json(facts: detectors_pb2.BundleFacts) -> dict[str, Any]:
+    return {
+        "hash": facts.hash or None,
+        "version": facts.version or None,
+        "units": {it.group: it.units for it in facts.units},
+        "parameters": facts.parameters,
+        "bytes": facts.bytes,
+        "p50_seconds": facts.p50_seconds if facts.HasField("p50_seconds") else None,
+        "p99_seconds": facts.p99_seconds if facts.HasField("p99_seconds") else None,
+        "error": facts.error if facts.HasField("error") else None,
+    }
+
+
+def _struct_json(message: Any) -> dict[str, Any]:
+    def restored(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: restored(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [restored(item) for item in value]
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    fields: dict[str, Any] = restored(json_format.MessageToDict(message))
+    return fields

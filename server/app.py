@@ -1,0 +1,129 @@
+"""The hub: the only place that builds its parts, and their life from start to drain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from google.longrunning import operations_pb2_grpc
+from prometheus_client import CollectorRegistry
+
+from prunewatch.v1 import detectors_pb2_grpc, pruning_pb2_grpc
+from server.config import Settings
+from server.detectors_service import DetectorServicer
+from server.host import Host
+from server.listener import Listener, Register, until_asked_to_stop
+from server.maintenance import Maintenance
+from server.metrics import Metrics
+from server.operations import OperationsServicer
+from server.progress import Operations
+from server.pruning_service import PruningServicer
+from server.roster import Roster
+from server.schedule import Scheduler
+from server.scoring import scoring_service
+from server.store import Store
+from server.training import COMMAND
+
+logger = logging.getLogger(__name__)
+
+
+class Hub:
+    """One hub.
+
+    Args:
+        settings: Everything that can be set.
+        registry: Where its metrics go; fresh for each hub of a process.
+        trainer: Starts the trainer.
+        clock: Seconds since the epoch.
+
+    Raises:
+        StoreInUseError: another process holds the store.
+        NewerStoreError: a newer prunewatch wrote it.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        registry: CollectorRegistry | None = None,
+        trainer: Sequence[str] = COMMAND,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.settings = settings
+        self.metrics = Metrics(registry or CollectorRegistry())
+        self.store = Store.open(settings.store)
+        self.host = Host(self.metrics, ring_points=settings.ring_points, clock=lambda: int(clock() * 1e9))
+        self.roster = Roster(self.store, self.host, settings, self.metrics)
+        self.operations = Operations(self.store.catalog)
+        self.maintenance = Maintenance(self.roster, self.operations, self.metrics, command=trainer, clock=clock)
+        self.scheduler = Scheduler(self.roster, self.maintenance, clock)
+        self.listener = Listener(settings, self.metrics, self.host)
+        self._loops: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Hosts what the store has, then listens."""
+        await self.roster.load()
+        await self.listener.start(self._services())
+        loops = (self.maintenance.run(), self.scheduler.run(), self._flush())
+        self._loops = [asyncio.create_task(loop) for loop in loops]
+        logger.info(
+            "serving %d detectors on %s, metrics on http://%s/metrics",
+            len(self.host),
+            self.settings.listen,
+            self.settings.admin,
+        )
+
+    async def stop(self) -> None:
+        """Drains: NOT_SERVING first, the trainer ends, calls end, points become durable, the store is let go."""
+        await self.listener.announce_end()
+        for loop in self._loops:
+            loop.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        await self.listener.stop()
+        await self.roster.learn_features()
+        await self.host.flush()
+        await asyncio.to_thread(self.store.close)
+
+    def _services(self) -> list[tuple[str, Register]]:
+        detectors = DetectorServicer(self.roster, self.maintenance)
+        pruning = PruningServicer(self.roster, self.maintenance)
+        operations = OperationsServicer(self.operations, self.maintenance)
+        return [
+            scoring_service(self.host, self.metrics),
+            (
+                "prunewatch.v1.DetectorService",
+                lambda server: detectors_pb2_grpc.add_DetectorServiceServicer_to_server(detectors, server),
+            ),
+            (
+                "prunewatch.v1.PruningService",
+                lambda server: pruning_pb2_grpc.add_PruningServiceServicer_to_server(pruning, server),
+            ),
+            (
+                "google.longrunning.Operations",
+                lambda server: operations_pb2_grpc.add_OperationsServicer_to_server(operations, server),
+            ),
+        ]
+
+    async def _flush(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.history_flush_seconds)
+            try:
+                await self.roster.learn_features()
+                await self.host.flush()
+            except Exception:
+                logger.exception("histories could not be written; it will be tried again")
+
+
+def run(settings: Settings) -> None:
+    """Runs a hub until SIGTERM or SIGINT."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    async def live() -> None:
+        hub = Hub(settings)
+        await until_asked_to_stop(hub.start, hub.stop)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(live())

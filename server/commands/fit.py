@@ -1,0 +1,139 @@
+"""`prunewatch fit`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from detectors.errors import InvalidInputError, NotFoundError
+from server.commands.options import (
+    ConfigOption,
+    NameArgument,
+    SeedOption,
+    ServerOption,
+    StoreOption,
+    require_hub,
+    store_path,
+)
+from server.commands.progress import Report, progress
+from server.commands.tables import console, units_text
+from server.config import DEFAULT_BATCH, HUB, Settings, check_detector_name, load_detector_config, load_settings
+from server.csv_input import Table, read_csv
+from server.quantities import format_size
+
+NetworkOption = Annotated[
+    Literal["lstm", "autoencoder"] | None,
+    typer.Option(help="Forecast the next point, or rebuild the last window (default: lstm).", show_default=False),
+]
+
+
+def fit(
+    name: NameArgument,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="CSV of normal points to learn from, oldest first.", show_default=False),
+    ] = None,
+    from_stream: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Learn from the first N points streamed to the server.", show_default=False
+        ),
+    ] = None,
+    network: NetworkOption = None,
+    store: StoreOption = None,
+    server: ServerOption = None,
+    seed: SeedOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Learn what is normal from points that are (mostly) normal.
+
+    The CSV has a header; its first column is the time (ISO-8601 or an integer), every other column is a feature, and a
+    column called `label` is ignored. A name that exists already gets a new version. The points are kept, so that
+    `prunewatch prune` can fine-tune on them.
+
+        prunewatch fit pump --data train.csv
+        prunewatch fit pump --data train.csv --network autoencoder --server 127.0.0.1:8001
+        prunewatch fit pump --from-stream 5000 --server 127.0.0.1:8001
+    """
+    check_detector_name(name)
+    root, settings = store_path(store, server), load_settings(config) if config else None
+    wanted = configured(name, settings, network, seed)
+    if data is not None and from_stream is None:
+        batch = settings.device_classes[HUB].batch if settings else DEFAULT_BATCH
+        _fit(root, server, name, read_csv(data), wanted, batch=batch)
+    elif from_stream is not None and data is None:
+        _learn_from_stream(server, name, from_stream, wanted)
+    else:
+        raise InvalidInputError("give one of the two.", field="--data, --from-stream")
+
+
+def _fit(root: Path, server: str | None, name: str, table: Table, wanted: Mapping[str, Any], *, batch: int) -> None:
+    table.require_ascending()
+    with progress() as report:
+        if server is None:
+            result = fit_in_store(root, name, table, wanted, batch=batch, report=report)
+        else:
+            from server.commands import remote
+
+            result = remote.ask(server, lambda client: remote.fit(client, name, table, wanted, report))
+    parent = result["parent"]
+    console().print(
+        f"{name} version {parent['version']} fitted on {result['rows']:,} points: {units_text(parent['units'])}, "
+        f"{parent['parameters']:,} parameters, {format_size(parent['bytes'])}"
+    )
+
+
+def _learn_from_stream(server: str | None, name: str, points: int, wanted: Mapping[str, Any]) -> None:
+    if server is None:
+        raise InvalidInputError("points are streamed to a server.", field="--from-stream", hint="Add --server.")
+    from server.commands import remote
+
+    remote.ask(server, lambda client: remote.learn_from_stream(client, name, points, wanted))
+    console().print(f"{name} learns: it fits itself when {points:,} points have been streamed to it at {server}")
+
+
+def configured(name: str, settings: Settings | None, network: str | None, seed: int | None) -> dict[str, Any]:
+    """What the settings and the command line say about a detector, as fields of `DetectorConfig`."""
+    fields: dict[str, Any] = {}
+    if settings is not None:
+        if name not in settings.detectors:
+            known = ", ".join(settings.detectors) or "none"
+            raise NotFoundError(f"there is no detector {name!r}.", field="--config", hint=f"The file has: {known}.")
+        fields = settings.detectors[name].model_dump(mode="json", exclude_unset=True)
+    given = {"network": network, "seed": seed}
+    return {**fields, **{key: value for key, value in given.items() if value is not None}}
+
+
+def fit_in_store(
+    root: Path, name: str, table: Table, wanted: Mapping[str, Any], *, batch: int, report: Report
+) -> dict[str, Any]:
+    """Fits in this process and publishes; a fit that fails leaves no trace."""
+    require_hub("torch", "onnx", "safetensors", "sqlalchemy", "pyarrow")
+    from server.history import History
+    from server.jobs import fit_job
+    from server.publish import publish_fit
+    from server.store import Store
+
+    with Store.open(root) as store:
+        catalog = store.catalog
+        known = {row.name: row for row in catalog.list_detectors()}.get(name)
+        config = load_detector_config({**(known.config if known else {}), **wanted})
+        features = (known.features if known else None) or config.features or table.features
+        table = table.in_order_of(features)
+        segment = History(store.staging / name, features).add_points(table.stamps, table.values)
+        version = catalog.next_version(name) if known else 1
+        job = fit_job(store, name, config, features, [segment], version=version, batch=batch)
+        from server.trainer import run_job  # torch takes a second: everything above is told without it
+
+        result: dict[str, Any] = run_job(job, report)
+        if known is None:
+            catalog.create_detector(name, config.model_dump(mode="json"), features)
+        else:
+            catalog.set_config(name, config.model_dump(mode="json"))
+            catalog.set_features(name, features)
+        store.history(name).add_points(table.stamps, table.values)
+        publish_fit(store, name, result, batch=batch)
+    return result

@@ -1,0 +1,162 @@
+"""The commands when a server does the work: `--server HOST:PORT`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors.errors import AlreadyExistsError, InvalidInputError, PreconditionError, PrunewatchError
+from prunewatch.client import Batch, Client, ServiceError
+from server.commands.progress import Report
+from server.commands.prune import Asked
+from server.config import Every, load_detector_config, split_address
+from server.csv_input import Table, joined
+from server.scores_csv import Scores
+
+STREAM_ROWS = 512  # points a message
+Answer = TypeVar("Answer")
+CONFIGURABLE = {"network", "options", "features", "device_classes", "false_alarm_rate", "seed", "fit_after", "time"}
+
+
+def ask(server: str, work: Callable[[Client], Awaitable[Answer]]) -> Answer:
+    """Does `work` with a connection to a server.
+
+    Raises:
+        InvalidInputError: `server` is not an address.
+        PrunewatchError: what the server answered, or that it can not be reached.
+    """
+    try:
+        split_address(server)
+    except ValueError as error:
+        raise InvalidInputError(f"{error}.", field="--server") from error
+
+    async def connected() -> Answer:
+        async with Client(server) as client:
+            return await work(client)
+
+    try:
+        return asyncio.run(connected())
+    except ServiceError as error:
+        raise PrunewatchError(error.problem, field=error.field, hint=error.hint) from error
+
+
+async def fit(client: Client, name: str, table: Table, wanted: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Sends the points and waits for the new version; a detector that does not exist is created as `wanted`."""
+    known = {it["name"]: it for it in await client.list()}.get(name)
+    if known is None:
+        config = api_config(wanted)
+    else:
+        require_same(known, wanted)
+        table, config = table.in_order_of(known["features"] or table.features), None
+    operation = await client.fit_upload(
+        name,
+        features=table.features,
+        stamps=table.stamps,
+        values=table.values,
+        config=config,
+        seed=wanted.get("seed"),
+    )
+    return await client.wait_operation(operation, report)
+
+
+def require_same(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuses to fit an existing detector as something else: its configuration is the server's.
+
+    Raises:
+        AlreadyExistsError: names the first setting that differs.
+    """
+    for key in sorted(wanted.keys() & known.keys() - {"features"}):
+        if wanted[key] != known[key]:
+            raise AlreadyExistsError(
+                f"{known['name']!r} exists with {key} {known[key]!r}, not {wanted[key]!r}.",
+                field=f"--{key}",
+                hint="Choose another name, or delete it first.",
+            )
+
+
+async def learn_from_stream(client: Client, name: str, points: int, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Creates a detector that fits itself once it has seen so many points."""
+    return await client.create(name, {**api_config(wanted), "fit_after": points})
+
+
+def api_config(wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `DetectorConfig` as the API takes them.
+
+    Raises:
+        InvalidInputError: a setting can only stand in the server's own file.
+
+    >>> api_config({"network": "lstm", "schedule": {"prune_every": {"points": 5}}, "duplicate": "score"})
+    {'network': 'lstm', 'score_duplicates': True, 'prune_every': '5 points'}
+    """
+    load_detector_config(dict(wanted))
+    fields = {key: value for key, value in wanted.items() if key in CONFIGURABLE}
+    if "time" in fields:
+        fields["time"] = f"TIME_KIND_{fields['time'].upper()}"
+    if wanted.get("duplicate") == "score":
+        fields["score_duplicates"] = True
+    schedule = {key: Every.model_validate(value) for key, value in wanted.get("schedule", {}).items() if value}
+    fields.update({key: str(every) for key, every in schedule.items()})
+    if left := sorted(wanted.keys() - CONFIGURABLE - {"duplicate", "schedule"}):
+        raise InvalidInputError(
+            f"a client can not set {', '.join(left)}.",
+            field="--config",
+            hint="Put the detector into the configuration file of the server.",
+        )
+    return fields
+
+
+async def score(client: Client, name: str, table: Table, warmer: Table | None, report: Report) -> Scores:
+    """Scores over one stream from a fresh state, with the same rounds as the local command."""
+    detector = await client.get(name)
+    if not detector["served"]:
+        raise PreconditionError(f"{name!r} is still learning.", field="name", hint="Fit it first.")
+    stamps, values, warm_rows = joined(table, warmer, detector["features"], index=detector["time"] == "index")
+
+    async def batches() -> AsyncIterator[Batch]:
+        for start in range(0, len(stamps), STREAM_ROWS):
+            rows = slice(start, start + STREAM_ROWS)
+            yield Batch(values[rows], stamps[rows], series=() if start else (name,))
+
+    replies = []
+    async for reply in client.score_stream(name, batches(), ephemeral=True):
+        replies.append(reply)
+        rows = sum(len(it.statuses) for it in replies)
+        report("scoring", rows / len(stamps), f"{rows} of {len(stamps)} points")
+
+    def column(key: str) -> NDArray[Any]:
+        return np.concatenate([getattr(reply, key) for reply in replies])[warm_rows:]
+
+    return Scores(
+        status=column("statuses"),
+        score=column("scores"),
+        threshold=np.float32(replies[-1].threshold),
+        version=column("point_versions"),
+    )
+
+
+async def prune(client: Client, asked: Asked, batch: int | None, report: Report) -> dict[str, Any]:
+    """Runs a cycle there and waits for it; without a table on the points that the server has seen.
+
+    Args:
+        client: The connection.
+        asked: The cycle.
+        batch: Points a step; None: what the server says of the device class.
+        report: Told of progress.
+    """
+    limits: dict[str, Any] = {**asked.budget.for_trainer(), "batch": batch}
+    points: dict[str, Any] = {}
+    if (table := asked.table) is not None:
+        points = {"features": table.features, "stamps": table.stamps, "values": table.values}
+    operation = await client.prune(
+        asked.name, **limits, **points, device_class=asked.device_class, dry_run=asked.dry_run, seed=asked.seed
+    )
+    return await client.wait_operation(operation, report)
+
+
+def served(detector: Mapping[str, Any], device_class: str) -> int:
+    """The version that serves on a device class."""
+    return int(next(it["version"] for it in detector["served"] if it["device_class"] == device_class))

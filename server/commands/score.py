@@ -1,0 +1,80 @@
+"""`prunewatch score`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from detectors.errors import PreconditionError
+from server.commands.options import NameArgument, ServerOption, StoreOption, require_hub, store_path
+from server.commands.progress import Report, progress
+from server.config import HUB, load_detector_config
+from server.csv_input import Table, joined, read_csv
+from server.scores_csv import Scores, write_scores
+
+
+def score(
+    name: NameArgument,
+    data: Annotated[Path, typer.Option(metavar="FILE", help="CSV of points to score, oldest first.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the scores go.")],
+    warm: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="CSV of points that came just before; not in the output.", show_default=False
+        ),
+    ] = None,
+    store: StoreOption = None,
+    server: ServerOption = None,
+) -> None:
+    """Score the points of a CSV file with the version that serves.
+
+    The score is -log10 of how rare a point's error is among normal points: 3 means one in a thousand; at or above the
+    threshold it is an anomaly. Scoring starts from a fresh state and leaves no trace in the detector; the first points
+    have no score until enough went before, unless --warm gives them. A server gives exactly the same scores.
+
+        prunewatch score pump --data test.csv --out scores.csv
+        prunewatch score pump --data test.csv --warm train.csv --out scores.csv --server 127.0.0.1:8001
+    """
+    root = store_path(store, server)
+    table, warmer = read_csv(data), read_csv(warm) if warm else None
+    with progress() as report:
+        if server is None:
+            scores = score_in_store(root, name, table, warmer, report)
+        else:
+            from server.commands import remote
+
+            scores = remote.ask(server, lambda client: remote.score(client, name, table, warmer, report))
+    write_scores(out, table.stamp_text, scores)
+    typer.echo(f"{out}: {scores.summary()}", err=True)
+
+
+def score_in_store(root: Path, name: str, table: Table, warmer: Table | None, report: Report) -> Scores:
+    """Scores in this process with what serves on the hub; needs neither torch nor pandas."""
+    require_hub("sqlalchemy", "pyarrow")
+    from detectors.scorer import Scored, Scorer, Served, score_alone
+    from detectors.stamps import StampPolicy
+    from server.store import Store
+
+    with Store.open(root, create=False) as store:
+        row, serving = store.catalog.get_detector(name), store.catalog.serving(name, HUB)
+        if serving is None:
+            raise PreconditionError(f"{name!r} is still learning.", field="name", hint="Fit it first.")
+        bundle = store.read_bundle(serving.bundle_hash)
+    config, served = load_detector_config(row.config), Served.load(bundle, serving.version)
+    stamps, values, warm_rows = joined(table, warmer, bundle.manifest.features, index=config.time == "index")
+    scorer = Scorer(served, policy=StampPolicy(duplicate=config.duplicate))
+    parts: list[Scored] = []
+    rows = 0
+    for part in score_alone(scorer, name, stamps, values):
+        parts.append(part)
+        rows += len(part.status)
+        report("scoring", rows / len(stamps), f"{rows} of {len(stamps)} points")
+    return Scores(
+        status=np.concatenate([part.status for part in parts])[warm_rows:],
+        score=np.concatenate([part.score for part in parts])[warm_rows:],
+        threshold=np.float32(config.threshold),
+        version=np.full(len(table), served.version, np.int64),
+    )

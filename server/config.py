@@ -1,0 +1,343 @@
+"""Everything that can be set: one YAML file, then `PRUNEWATCH__...` in the environment, then the command line.
+
+Durations and sizes are written as people write them (`2ms`, `7d`, `64KiB`). A key that nothing reads is an error, so a
+typo never silently means "the default".
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+
+from detectors.bundle import NAME_PATTERN
+from detectors.errors import InvalidInputError, NotFoundError
+from server.complaints import as_input_error, nearest
+from server.quantities import Bytes, Seconds, parse_duration
+
+HUB = "hub"
+"""The device class of the hub itself."""
+PARENT = "parent"
+"""What the manifest of a dense parent says instead of a device class; no class may be called so."""
+DEFAULT_BATCH = 256
+ENVIRONMENT_PREFIX = "PRUNEWATCH__"
+
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+FeatureName = Annotated[str, StringConstraints(min_length=1, max_length=200, strip_whitespace=True)]
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of `HOST:PORT`; an IPv6 host stands in brackets.
+
+    Raises:
+        ValueError: not an address; port 0 (any free one) is allowed.
+
+    >>> split_address("[::1]:8001")
+    ('::1', 8001)
+    """
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:]+)\]|([^:\s\[\]]+)):(\d{1,5})", address)
+    if match is None or int(match[3]) > 65535:
+        raise ValueError(f"{address!r} is not HOST:PORT, for example 127.0.0.1:8001")
+    return match[1] or match[2], int(match[3])
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach `HOST:PORT`."""
+    host, _ = split_address(address)
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_detector_name(name: str) -> None:
+    """Refuses what can not be the name of a detector, before it becomes part of a path or label.
+
+    Raises:
+        InvalidInputError: not a name.
+    """
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise InvalidInputError(
+            f"{name[:80]!r} is not a name.",
+            field="name",
+            hint="Write up to 63 lower-case letters, digits, `-` and `_`, a letter first.",
+        )
+
+
+def check_device_class(name: str) -> None:
+    """Refuses what can not be a device class.
+
+    Raises:
+        InvalidInputError: not a name, or taken by the dense parents.
+    """
+    if name == PARENT or not re.fullmatch(NAME_PATTERN, name):
+        raise InvalidInputError(
+            f"{name[:80]!r} is not a device class.",
+            field="device_class",
+            hint=f"Write lower-case letters, digits, `-` and `_`, a letter first, and not `{PARENT}`.",
+        )
+
+
+def _checked_address(address: str) -> str:
+    split_address(address)
+    return address
+
+
+Address = Annotated[str, AfterValidator(_checked_address)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Budget(_Section):
+    """What a step may cost on a device class. Nothing set: no budget, and no cycle becomes due for it."""
+
+    p99: Seconds | None = None
+    """99th percentile of the time of one step of `batch` points."""
+    p50: Seconds | None = None
+    """Median of the same."""
+    speedup: float | None = Field(default=None, ge=1)
+    """The parent's median in the same run divided by this is the budget for the child's."""
+    size: Bytes | None = None
+    """Bytes of the step graph."""
+    batch: int = Field(default=DEFAULT_BATCH, ge=1, le=65536)
+    """Points in a step."""
+
+    @property
+    def is_set(self) -> bool:
+        """Whether anything is asked for at all."""
+        return any(limit is not None for limit in (self.p99, self.p50, self.speedup, self.size))
+
+    def for_trainer(self) -> dict[str, float | int | None]:
+        """The same with units in the names, as a cycle's job states it."""
+        return {
+            "p99_seconds": self.p99,
+            "p50_seconds": self.p50,
+            "speedup": self.speedup,
+            "size_bytes": self.size,
+            "batch": self.batch,
+        }
+
+
+DeviceClass = Budget
+"""A device class is known by what its devices can afford."""
+
+
+class Every(_Section):
+    """How often: by the clock (`7d`) or by points seen (`50000 points`); exactly one is set."""
+
+    seconds: float | None = None
+    points: int | None = None
+
+    @model_validator(mode="after")
+    def _one_is_set(self) -> Self:
+        if (self.seconds is None) == (self.points is None):
+            raise ValueError("write a duration like 7d or a number of points like `50000 points`")
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.points} points" if self.points else f"{self.seconds}s"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if isinstance(value, str) and (match := re.fullmatch(r"\s*([1-9][\d_]*)\s*points?\s*", value)):
+            return {"points": int(match[1])}
+        if isinstance(value, str | int | float):
+            try:
+                return {"seconds": parse_duration(value)}
+            except ValueError as error:
+                raise ValueError(f"{error}, or a number of points like `50000 points`") from None
+        return value
+
+
+class Schedule(_Section):
+    """When cycles become due by themselves; None: only when somebody asks."""
+
+    refit_every: Every | None = None
+    """Fit a new parent on the recent points of the history."""
+    prune_every: Every | None = None
+    """Update, prune and fine-tune the served detector."""
+
+
+class Gate(_Section):
+    """What a candidate must reach on held-out recent points to be adopted."""
+
+    error_ratio: float = Field(default=1.5, gt=0)
+    """The child's error is at most this many times the parent's."""
+    alarm_jaccard: float = Field(default=0.6, ge=0, le=1)
+    """Alarms that parent and child share, as a part of all alarms of either."""
+    injected_drop: float = Field(default=0.02, ge=0, le=1)
+    """How much less average precision on injected anomalies is allowed."""
+
+
+class Retention(_Section):
+    """How many points are kept for training; the oldest go first."""
+
+    max_rows: int = Field(default=200_000, ge=1)
+    max_bytes: Bytes = 256 << 20
+
+
+class DetectorConfig(_Section):
+    """How one detector learns, alarms and is kept inside its budgets."""
+
+    network: Literal["lstm", "autoencoder"] = "lstm"
+    """`lstm` forecasts the next point; `autoencoder` rebuilds the last window."""
+    options: dict[str, int | float | str | bool] = {}
+    """Sizes of the parent that differ from the network's defaults (`window`, `layers`, ...)."""
+    features: list[FeatureName] | None = Field(default=None, min_length=1, max_length=4096)
+    """Column names in order; None: whatever the first points bring."""
+    device_classes: list[Name] = Field(default=[HUB], min_length=1)
+    """The classes a child is made for."""
+    false_alarm_rate: float = Field(default=0.001, gt=0, lt=1)
+    """Part of normal points that may be flagged; sets the threshold and needs no new version."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    fit_after: int | None = Field(default=None, ge=1)
+    """Fit by itself once so many points have been seen; None: wait to be asked."""
+    schedule: Schedule = Schedule()
+    gate: Gate = Gate()
+    time: Literal["stamp", "index"] = "stamp"
+    """Stamps are nanoseconds since the epoch, or row numbers."""
+    duplicate: Literal["reject", "score"] = "reject"
+    """What to do with a stamp equal to the last one of its series."""
+    max_ahead: Seconds | None = 3600.0
+    """How far a stamp may lie beyond the clock; None: any distance. Has no effect with `time: index`."""
+    max_series: int = Field(default=100_000, ge=1)
+    """Series with a state of their own; more are refused."""
+    history: Retention = Retention()
+
+    @property
+    def threshold(self) -> float:
+        """The score from which a point (`score >= threshold`) is an anomaly; exactly a float32, as on the wire."""
+        return float(np.float32(-math.log10(self.false_alarm_rate)))
+
+    @model_validator(mode="after")
+    def _features_differ(self) -> Self:
+        if self.features is not None and len(set(self.features)) < len(self.features):
+            raise ValueError("`features` names a column twice")
+        return self
+
+
+class Settings(BaseSettings):
+    """All settings of a hub."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix=ENVIRONMENT_PREFIX, env_nested_delimiter="__"
+    )
+
+    listen: Address = "127.0.0.1:8001"
+    """gRPC. An address that other machines can reach needs `insecure: true` said out loud."""
+    admin: Address = "127.0.0.1:8002"
+    """HTTP: /metrics, /healthz, /readyz. The same rule."""
+    store: Path = Path("prunewatch-store")
+    """The folder with everything that must survive a restart."""
+    insecure: bool = False
+    """Allow addresses that other machines can reach, without encryption and without asking who calls."""
+    device_classes: dict[Name, DeviceClass] = {HUB: DeviceClass()}
+    """Budgets by device class; `hub` always exists."""
+    detectors: dict[Name, DetectorConfig] = {}
+    """Detectors that this file owns; the API refuses to change them."""
+    max_detectors: int = Field(default=100, ge=1)
+    """Also bounds the label values of the metrics."""
+    ring_points: int = Field(default=256, ge=1, le=1 << 20)
+    """Raw points kept of each series, to start a new version from."""
+    max_message_bytes: Bytes = 4 << 20
+    """Largest gRPC message."""
+    drain_seconds: Seconds = 10.0
+    """How long calls may take to end after SIGTERM."""
+    history_flush_seconds: Seconds = 5.0
+    """How often points seen are made durable; a crash loses at most so much history."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Command line over environment over file; no `.env`, no secrets folder."""
+        del dotenv_settings, file_secret_settings
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hub_exists(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        classes = fields.get("device_classes")
+        return {**fields, "device_classes": {HUB: {}, **classes}} if isinstance(classes, dict) else fields
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for key in ("listen", "admin"):
+            address = getattr(self, key)
+            if not self.insecure and not is_loopback(address):
+                raise ValueError(
+                    f"`{key}: {address}` can be reached by other machines without encryption or authentication; "
+                    "use 127.0.0.1, or say `insecure: true`"
+                )
+        if PARENT in self.device_classes:
+            raise ValueError(f"`{PARENT}` is not free as a name of a device class")
+        for name, detector in self.detectors.items():
+            if unknown := sorted(set(detector.device_classes) - set(self.device_classes)):
+                raise ValueError(
+                    f"detector `{name}` names the device class `{unknown[0]}`, which is not in `device_classes`"
+                )
+        return self
+
+
+def load_settings(path: Path | None = None, **overrides: Any) -> Settings:
+    """Reads the settings: defaults, then the file, then the environment, then `overrides` that are not None.
+
+    Raises:
+        NotFoundError: there is no such file.
+        InvalidInputError: a key is unknown or a value can not be; `field` is the key with dots.
+    """
+    given = {key: value for key, value in overrides.items() if value is not None}
+    _refuse_unknown_variables()
+    if path is None:
+        return _validated(Settings, given)
+    if not path.is_file():
+        raise NotFoundError("there is no such file.", field=str(path))
+
+    class FromFile(Settings):
+        model_config = SettingsConfigDict(yaml_file=path, yaml_file_encoding="utf-8")
+
+    try:
+        return _validated(FromFile, given)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise InvalidInputError(f"is not YAML: {error.problem} (line {line}).", field=str(path)) from error
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise InvalidInputError("is not a YAML file with keys and values.", field=str(path)) from error
+
+
+def load_detector_config(fields: dict[str, Any], where: str = "") -> DetectorConfig:
+    """Checks the configuration of one detector, from the API or the catalog; `where` goes before the keys in errors."""
+    try:
+        return DetectorConfig.model_validate(fields)
+    except ValidationError as error:
+        raise as_input_error(error, DetectorConfig, where) from error
+
+
+def _validated(kind: type[Settings], given: dict[str, Any]) -> Settings:
+    try:
+        return kind(**given)
+    except ValidationError as error:
+        raise as_input_error(error, Settings) from error
+
+
+def _refuse_unknown_variables() -> None:
+    for variable in sorted(os.environ):
+        key = variable.upper().removeprefix(ENVIRONMENT_PREFIX).split("__")[0].lower()
+        if variable.upper().startswith(ENVIRONMENT_PREFIX) and key not in Settings.model_fields:
+            raise InvalidInputError("is not a setting.", field=variable, hint=nearest(key, Settings.model_fields))

@@ -1,0 +1,80 @@
+"""Every detector this process scores, by name. Knows neither the store nor the transport."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from detectors.errors import NotFoundError
+from server.config import DetectorConfig
+from server.hosted import HostedDetector
+from server.metrics import Metrics
+from server.watchers import Watchers
+
+
+class Host:
+    """The hosted detectors.
+
+    Args:
+        metrics: Where they count.
+        ring_points: Raw points kept of each series.
+        clock: Nanoseconds since the epoch.
+    """
+
+    def __init__(self, metrics: Metrics, *, ring_points: int = 256, clock: Callable[[], int] = time.time_ns) -> None:
+        self.metrics = metrics
+        self.watchers = Watchers(metrics.watch_dropped.inc)
+        self._ring_points = ring_points
+        self._clock = clock
+        self._detectors: dict[str, HostedDetector] = {}
+
+    def __iter__(self) -> Iterator[HostedDetector]:
+        return iter(list(self._detectors.values()))
+
+    def __len__(self) -> int:
+        return len(self._detectors)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._detectors
+
+    def get(self, name: str) -> HostedDetector:
+        """A detector; NotFoundError names those there are."""
+        hosted = self._detectors.get(name)
+        if hosted is None:
+            known = ", ".join(sorted(self._detectors)[:5])
+            raise NotFoundError(
+                f"there is no detector {name!r}.",
+                field="detector",
+                hint=f"There are: {known}." if known else "Create one first.",
+            )
+        return hosted
+
+    def add(self, name: str, config: DetectorConfig, features: Sequence[str] | None = None) -> HostedDetector:
+        """Begins to host a detector that learns."""
+        hosted = HostedDetector(
+            name,
+            config,
+            ring_points=self._ring_points,
+            metrics=self.metrics.for_detector(name),
+            watchers=self.watchers,
+            features=features,
+            clock=self._clock,
+        )
+        self._detectors[name] = hosted
+        return hosted
+
+    def remove(self, name: str) -> None:
+        """Hosts a detector no more."""
+        if (hosted := self._detectors.pop(name, None)) is not None:
+            hosted.deleted = True
+            self.metrics.forget(name)
+
+    def observe(self) -> None:
+        """Refreshes the gauges of all detectors."""
+        for hosted in self:
+            hosted.observe()
+
+    async def flush(self) -> None:
+        """Makes the points of all detectors durable."""
+        await asyncio.gather(*(hosted.flush() for hosted in self))

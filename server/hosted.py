@@ -1,0 +1,361 @@
+"""One hosted detector: the version that scores, the state of its series, and what is kept of its points."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors.errors import NotFoundError, PreconditionError
+from detectors.runtime import FloatArray
+from detectors.scorer import Scored, Scorer, Served, merged
+from detectors.series import Rows
+from detectors.stamps import NO_STAMP, StampPolicy, Status
+from server.config import DetectorConfig
+from server.keeping import HistoryBuffer, HistorySink, Kept, write
+from server.learning import LEARNING_VERSION, learning
+from server.metrics import DetectorMetrics
+from server.tracks import Index, Track
+from server.watchers import Anomaly, Watchers
+
+LAST_TAKEN = int(Status.NOT_DUE)
+"""Points with a status up to this were taken."""
+BREATH_SECONDS = 5e-3  # a request of many rounds lets others in after this long
+TOP_FEATURES = 3
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of the points of one request.
+
+    Attributes:
+        scored: Status, score and contribution of each point.
+        stamps: [N], also of points that came without.
+        flagged: [N]; whether the score has reached the threshold.
+        version: The last version that scored.
+        point_versions: [N], only when a new version took over in between.
+        threshold: What scores were compared with.
+    """
+
+    scored: Scored
+    stamps: NDArray[np.int64]
+    flagged: NDArray[np.bool_]
+    version: int
+    point_versions: NDArray[np.int64] | None
+    threshold: float
+
+
+class HostedDetector:
+    """A detector that takes points.
+
+    Args:
+        name: Its name.
+        config: How it alarms and judges stamps.
+        ring_points: Raw points kept of each series.
+        metrics: Its families.
+        watchers: Told of anomalies.
+        features: Column names; None until the first points bring them.
+        clock: Nanoseconds since the epoch, for `max_ahead`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: DetectorConfig,
+        *,
+        ring_points: int,
+        metrics: DetectorMetrics,
+        watchers: Watchers,
+        features: Sequence[str] | None = None,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.name = name
+        self.config = config
+        self.threshold = config.threshold
+        self.metrics = metrics
+        self.history: HistorySink | None = None
+        """Where points go; None: they are not kept."""
+        self.problem = ""
+        """Why it can not score."""
+        self.deleted = False
+        """Streams outlive their detector; they must learn that it is gone."""
+        self.accepted = 0
+        """Points taken since this process began."""
+        self.features: tuple[str, ...] | None = tuple(features) if features is not None else None
+        self._ring_points = ring_points
+        self._watchers = watchers
+        self._clock = clock
+        ahead = None if config.time == "index" or config.max_ahead is None else int(config.max_ahead * 1e9)
+        self._policy = StampPolicy(duplicate=config.duplicate, max_ahead=ahead)
+        self._scorer = self._fresh(learning(len(self.features))) if self.features else None
+        self._buffer = HistoryBuffer(config.history.max_rows, metrics.history_dropped.inc)
+        self._writing = asyncio.Lock()
+        self._swapping = asyncio.Lock()
+
+    # taking points
+
+    @property
+    def served(self) -> Served | None:
+        """The version that scores; None while it learns."""
+        served = self._scorer.served if self._scorer else None
+        return served if served and served.version != LEARNING_VERSION else None
+
+    @property
+    def n_features(self) -> int | None:
+        """Width of a point; None until the first points bring it."""
+        return len(self.features) if self.features else None
+
+    def take_width(self, n_features: int) -> None:
+        """Fixes the features of a detector that had none: it has seen points of that many."""
+        self.features = tuple(f"f{i + 1}" for i in range(n_features))
+        self._scorer = self._fresh(learning(n_features))
+
+    def track(self, *, ephemeral: bool) -> Track:
+        """A place for the series of a new request or stream.
+
+        Args:
+            ephemeral: Start from a fresh state that nobody else sees.
+
+        Raises:
+            PreconditionError: the detector can not score, or its features are not known yet.
+        """
+        if not ephemeral:
+            return Track(self._live)
+        alone = self._fresh(self._live().served, alone=True)
+
+        def scorer() -> Scorer:
+            self._require_present()
+            return alone
+
+        return Track(scorer)
+
+    def _require_present(self) -> None:
+        if self.deleted:
+            raise NotFoundError(f"detector {self.name!r} was deleted.", field="detector")
+
+    def _live(self) -> Scorer:
+        self._require_present()
+        if self.problem:
+            raise PreconditionError(
+                f"detector {self.name!r} can not score: {self.problem}",
+                field="detector",
+                hint="Roll back to another version or fit it again.",
+            )
+        if self._scorer is None:
+            raise PreconditionError(
+                f"the features of {self.name!r} are not known yet.",
+                field="detector",
+                hint="Name them when you create it, or send points with stamps in LIVE mode first.",
+            )
+        return self._scorer
+
+    async def score(
+        self,
+        scorer: Scorer,
+        slots: Rows,
+        stamps: NDArray[np.int64] | None,
+        values: FloatArray,
+    ) -> Outcome:
+        """Scores N points; lets others in between the rounds of a long request.
+
+        Args:
+            scorer: Of the request's track.
+            slots: [N]; a slice where they are consecutive.
+            stamps: [N], or None to go on with row numbers.
+            values: [N, F].
+        """
+        now = self._clock() if scorer.policy.max_ahead is not None else None
+        rounds = [slots] if isinstance(slots, slice) else scorer.rounds(slots)
+        if isinstance(slots, slice) or len(rounds) == 1:
+            stamps = _continued(scorer, slots) if stamps is None else stamps
+            version, scored = self._step(scorer, slots, stamps, values, now)
+            return self._outcome(scored, stamps, version, None)
+        used = np.empty(len(slots), np.int64) if stamps is None else stamps
+        parts: list[tuple[Rows, Scored]] = []
+        versions = []
+        breath = time.perf_counter() + BREATH_SECONDS
+        for rows in rounds:
+            if stamps is None:
+                used[rows] = _continued(scorer, slots[rows])
+            version, scored = self._step(scorer, slots[rows], used[rows], values[rows], now)
+            versions.append(version)
+            parts.append((rows, scored))
+            if time.perf_counter() > breath:
+                await asyncio.sleep(0)
+                breath = time.perf_counter() + BREATH_SECONDS
+        point_versions = None
+        if len(set(versions)) > 1:
+            point_versions = np.empty(len(slots), np.int64)
+            for (rows, _), version in zip(parts, versions, strict=True):
+                point_versions[rows] = version
+        return self._outcome(merged(parts), used, versions[-1], point_versions)
+
+    def _step(
+        self, scorer: Scorer, slots: Rows, stamps: NDArray[np.int64], values: FloatArray, now: int | None
+    ) -> tuple[int, Scored]:
+        began = time.perf_counter()
+        scored = scorer.step(slots, stamps, values, now)
+        self.metrics.step_seconds.observe(time.perf_counter() - began)
+        version = scorer.served.version
+        if version == LEARNING_VERSION:
+            scored.status[scored.status == Status.OK] = Status.LEARNING
+        return version, scored
+
+    def _outcome(
+        self, scored: Scored, stamps: NDArray[np.int64], version: int, point_versions: NDArray[np.int64] | None
+    ) -> Outcome:
+        flagged = scored.score >= self.threshold
+        return Outcome(scored, stamps, flagged, version, point_versions, self.threshold)
+
+    # afterwards
+
+    def record(self, outcome: Outcome, names: list[str], index: Index, values: FloatArray) -> None:
+        """Counts, keeps and announces the points of a LIVE request."""
+        scored, flagged = outcome.scored, outcome.flagged
+        anomalies = int(np.count_nonzero(flagged))
+        self.metrics.count(scored.status, anomalies)
+        if anomalies and (listeners := self._watchers.of(self.name)):
+            for i in np.flatnonzero(flagged).tolist():
+                self._watchers.publish(self._anomaly(outcome, names[index[i]], i), listeners)
+        taken = scored.status <= LAST_TAKEN
+        self.accepted += (n := int(np.count_nonzero(taken)))
+        if not n or (self.history is None and self.served is not None):
+            return
+        kept = Kept(names, index, outcome.stamps, values, scored.score, flagged)
+        self._buffer.append(kept if n == len(taken) else kept.only(taken))
+
+    def _anomaly(self, outcome: Outcome, series: str, i: int) -> Anomaly:
+        contribution = outcome.scored.contribution[i]
+        total = float(contribution.sum()) or 1.0
+        top = np.argsort(-contribution)[:TOP_FEATURES].tolist()
+        features = self.features or ()
+        return Anomaly(
+            detector=self.name,
+            series=series,
+            stamp=int(outcome.stamps[i]),
+            score=float(outcome.scored.score[i]),
+            threshold=outcome.threshold,
+            version=outcome.version if outcome.point_versions is None else int(outcome.point_versions[i]),
+            shares=tuple((features[feature], float(contribution[feature]) / total) for feature in top),
+        )
+
+    @property
+    def points_kept(self) -> int:
+        """Points kept for training, written or not."""
+        return (self.history.rows if self.history else 0) + self._buffer.rows
+
+    async def flush(self) -> None:
+        """Makes the points so far durable; on a full disk they stay in memory, the newest ones at least."""
+        async with self._writing:
+            sink = self.history
+            if sink is None or not (self._buffer.rows or self._buffer.stalled):
+                return
+            try:
+                if self._buffer.stalled:
+                    await asyncio.to_thread(sink.flush)
+                self._buffer.stalled = False
+                await asyncio.to_thread(write, self._buffer.take(), sink)
+            except OSError:
+                self._buffer.stalled = True
+                logger.exception("history of %s could not be written; it will be tried again", self.name)
+
+    async def history_paths(self) -> list[Path]:
+        """Makes the points so far durable; returns the files that hold them, oldest first."""
+        await self.flush()
+        async with self._writing:
+            return self.history.paths() if self.history else []
+
+    async def keep_import(self, stamps: NDArray[np.int64], values: FloatArray) -> None:
+        """Keeps points that came from a file."""
+        async with self._writing:
+            if self.history is not None:
+                await asyncio.to_thread(self.history.add_points, stamps, values)
+
+    def observe(self) -> None:
+        """Refreshes the gauges."""
+        if self._scorer is not None:
+            self.metrics.series.set(len(self._scorer.series))
+            self.metrics.state_bytes.set(self._scorer.state_bytes)
+
+    # changing versions
+
+    async def serve(self, served: Served, features: Sequence[str]) -> None:
+        """Makes a version score: every live series goes on in it as if it had always been there.
+
+        Args:
+            served: The loaded version.
+            features: Its columns.
+
+        Raises:
+            PreconditionError: it takes other features, or more warm-up points than the rings hold.
+        """
+        async with self._swapping:
+            self.require_able(served)
+            scorer = self._scorer
+            if scorer is None or not self._can_follow(scorer, served):
+                self._scorer = self._fresh(served)
+            else:
+                await self._follow(scorer, served)
+                self.metrics.swaps.inc()
+            self.features = tuple(features)
+            self.problem = ""
+
+    def require_able(self, served: Served) -> None:
+        """Refuses a version that the live series can not go on in.
+
+        Raises:
+            PreconditionError: it takes other features, or more warm-up points than the rings hold.
+        """
+        scorer = self._scorer
+        if scorer is None or self.served is None or self._can_follow(scorer, served):
+            return  # what learns only begins anew when it can not follow
+        raise PreconditionError(
+            f"version {served.version} takes {served.runtime.n_features} features and {served.warm_up_points} points "
+            f"to warm up; the live series hold {scorer.series.n_features} features and {scorer.series.ring_points} "
+            "points.",
+            field="version",
+            hint="Raise ring_points and restart, or delete the detector and fit it anew.",
+        )
+
+    @staticmethod
+    def _can_follow(scorer: Scorer, served: Served) -> bool:
+        return (
+            served.runtime.n_features == scorer.series.n_features and served.warm_up_points <= scorer.series.ring_points
+        )
+
+    @staticmethod
+    async def _follow(scorer: Scorer, served: Served) -> None:
+        """Replays the live series in a thread, then flips between two points of every series."""
+        successor = scorer.successor(served)
+        # Busy series lag a few points again as soon as they were replayed: twice over all is as near as it gets.
+        passes = 4 + 2 * len(scorer.series) // 64
+        while passes and successor.lag:
+            replay = successor.snapshot()
+            if replay is None:
+                break
+            await asyncio.to_thread(successor.run, replay)
+            successor.commit(replay)
+            passes -= 1
+        scorer.flip(successor)
+
+    def _fresh(self, served: Served, *, alone: bool = False) -> Scorer:
+        policy = StampPolicy(duplicate=self._policy.duplicate) if alone else self._policy
+        return Scorer(
+            served,
+            policy=policy,
+            ring_points=1 if alone else self._ring_points,  # nothing will ever be replayed from it
+            max_series=self.config.max_series,
+        )
+
+
+def _continued(scorer: Scorer, slots: Rows) -> NDArray[np.int64]:
+    """The next row number of each of `slots`."""
+    last = scorer.series.last_stamp[slots]
+    return np.where(last == NO_STAMP, 0, last + 1)

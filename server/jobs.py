@@ -1,0 +1,125 @@
+"""What the trainer is asked to do: one JSON object, the same from the service and from the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from detectors.errors import PreconditionError
+from server.config import DEFAULT_BATCH, Budget, DetectorConfig, check_device_class
+from server.records import VersionRow
+from server.store import Store
+
+TRAINING_THREADS = 1  # networks this small gain nothing from a second one and lose much where its core is busy
+
+
+def fit_job(
+    store: Store,
+    name: str,
+    config: DetectorConfig,
+    features: Sequence[str],
+    history: Sequence[Path],
+    *,
+    version: int,
+    batch: int = DEFAULT_BATCH,
+    seed: int | None = None,
+    threads: int = TRAINING_THREADS,
+) -> dict[str, Any]:
+    """Fit a new parent on the points of `history`.
+
+    Args:
+        store: Where the bundle goes.
+        name: The detector; it need not exist yet.
+        config: How it learns.
+        features: Columns in order.
+        history: Segments, oldest first.
+        version: The number that the parent gets.
+        batch: Points a step when it is measured.
+        seed: Instead of the configured one.
+        threads: For training.
+    """
+    return {
+        "kind": "fit",
+        "store": str(store.root),
+        "detector": name,
+        "version": version,
+        "network": config.network,
+        "options": config.options,
+        "features": list(features),
+        "history": [str(path) for path in history],
+        "batch": batch,
+        "seed": config.seed if seed is None else seed,
+        "threads": threads,
+    }
+
+
+def cycle_job(
+    store: Store,
+    name: str,
+    config: DetectorConfig,
+    device_class: str,
+    *,
+    budget: Budget,
+    history: Sequence[Path],
+    update_parent: bool = False,
+    dry_run: bool = False,
+    seed: int | None = None,
+    threads: int = TRAINING_THREADS,
+) -> dict[str, Any]:
+    """Prune what serves on a device class until it meets a budget.
+
+    Args:
+        store: Where the bundles lie.
+        name: The detector.
+        config: Its gate and seed.
+        device_class: The class to make a child for.
+        budget: What a step may cost.
+        history: Segments to fine-tune, calibrate and judge on, oldest first.
+        update_parent: Train the parent on `history` first.
+        dry_run: Only say what would be done.
+        seed: Instead of the configured one.
+        threads: For training.
+
+    Raises:
+        InvalidInputError: `device_class` is not one.
+        PreconditionError: nothing has been fitted yet, or there is no history.
+    """
+    check_device_class(device_class)
+    if not history:
+        raise PreconditionError(
+            f"there are no points of {name!r} to prune it on.",
+            field="data",
+            hint="Stream points to it, or give --data.",
+        )
+    parent = parent_version(store, name, device_class)
+    return {
+        "kind": "cycle",
+        "store": str(store.root),
+        "detector": name,
+        "version": store.catalog.next_version(name),
+        "device_class": device_class,
+        "parent": {"hash": parent.parent_hash, "version": store.catalog.bundle(parent.parent_hash).version},
+        "history": [str(path) for path in history],
+        "budget": budget.for_trainer(),
+        "gate": config.gate.model_dump(),
+        "seed": config.seed if seed is None else seed,
+        "update_parent": update_parent,
+        "dry_run": dry_run,
+        "threads": threads,
+    }
+
+
+def parent_version(store: Store, name: str, device_class: str) -> VersionRow:
+    """The version whose parent a cycle starts from: the one that serves on the class, else the newest.
+
+    Raises:
+        PreconditionError: nothing has been fitted yet.
+    """
+    versions = store.catalog.versions(name)
+    if not versions:
+        raise PreconditionError(f"{name!r} has no version yet.", field="name", hint="Fit it first.")
+    serving = store.catalog.serving(name, device_class)
+    if serving is None:
+        return versions[-1]
+    return next(version for version in versions if version.version == serving.version)

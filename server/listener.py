@@ -1,0 +1,111 @@
+"""The two addresses of a process, gRPC and HTTP: built and ended the same way on the hub and on a device."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from detectors.errors import PreconditionError
+from server.admin import Admin
+from server.config import Settings, split_address
+from server.host import Host
+from server.interceptors import Guard
+from server.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+Register = Callable[[grpc.aio.Server], None]
+
+
+class Listener:
+    """Serves services with health and reflection, and drains them.
+
+    Args:
+        settings: Addresses, limits, how long to drain.
+        metrics: Of the process.
+        host: Its gauges are refreshed for /metrics.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics, host: Host) -> None:
+        self._settings = settings
+        self._host = host
+        self._health = health.aio.HealthServicer()
+        self._ready = False
+        self._admin = Admin(metrics.registry, observe=host.observe, is_ready=lambda: self._ready)
+        limit = settings.max_message_bytes
+        self._server = grpc.aio.server(
+            interceptors=[Guard(metrics)],
+            options=[
+                ("grpc.max_receive_message_length", limit),
+                ("grpc.max_send_message_length", limit),
+                ("grpc.so_reuseport", 0),  # a second process on the same port is an error, not a coin toss
+            ],
+        )
+        self.port = 0
+
+    @property
+    def admin_port(self) -> int:
+        """The HTTP port that was bound."""
+        return self._admin.port
+
+    async def start(self, services: Sequence[tuple[str, Register]]) -> None:
+        """Begins to serve.
+
+        Args:
+            services: Full name and registration of each service.
+
+        Raises:
+            PreconditionError: an address is taken.
+        """
+        for _, register in services:
+            register(self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = [name for name, _ in services]
+        reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
+        try:
+            self.port = self._server.add_insecure_port(self._settings.listen)
+        except RuntimeError:
+            raise _taken("listen", self._settings.listen) from None
+        try:
+            await self._admin.start(*split_address(self._settings.admin))
+        except OSError:
+            raise _taken("admin", self._settings.admin) from None
+        await self._server.start()
+        for name in ("", *names):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._ready = True
+
+    async def announce_end(self) -> None:
+        """Says NOT_SERVING, so that callers go elsewhere; calls are still answered."""
+        self._ready = False
+        await self._health.enter_graceful_shutdown()
+
+    async def stop(self) -> None:
+        """Lets calls end, then stops listening."""
+        self._host.watchers.close()
+        await self._server.stop(self._settings.drain_seconds)
+        await self._admin.stop()
+
+
+def _taken(field: str, address: str) -> PreconditionError:
+    return PreconditionError(f"can not listen on {address}.", field=field, hint="Is it in use? Choose another one.")
+
+
+async def until_asked_to_stop(start: Callable[[], Awaitable[None]], stop: Callable[[], Awaitable[None]]) -> None:
+    """Starts, waits for SIGTERM or SIGINT, and stops."""
+    asked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked.set)
+    try:
+        await start()
+        await asked.wait()
+        logger.info("asked to stop")
+    finally:
+        await stop()

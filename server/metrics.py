@@ -1,0 +1,147 @@
+"""Every Prometheus family of the process, in one screen.
+
+Label values come only from detector names (at most `max_detectors`), device classes and fixed enums, so the number of
+time series is bounded. Everything lives in the registry that is passed in.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.metrics import MetricWrapperBase
+
+from detectors.stamps import Status
+
+DETECTOR = "detector"
+CLASS = "device_class"
+# Client defaults begin at 5 ms; a step takes tens of microseconds.
+BUCKETS = (25e-6, 50e-6, 1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3, 6.4e-3, 12.5e-3, 25e-3, 50e-3, 0.1, 0.25, 0.5, 1.0)
+
+
+class Metrics:
+    """The families; `registry` is fresh for each process or test."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = r = registry
+        ProcessCollector(registry=r)
+        # How much is scored, and what becomes of it
+        self.points = Counter(
+            "prunewatch_points", "Points received, by what became of them.", [DETECTOR, "status"], registry=r
+        )
+        self.anomalies = Counter("prunewatch_anomalies", "Points at or above the threshold.", [DETECTOR], registry=r)
+        self.series = Gauge("prunewatch_series", "Series with a state of their own.", [DETECTOR], registry=r)
+        self.state_bytes = Gauge(
+            "prunewatch_state_bytes", "Memory of all series' state and rings.", [DETECTOR], registry=r
+        )
+        self.watch_dropped = Counter(
+            "prunewatch_watch_dropped", "Anomalies not sent to slow Watch readers.", registry=r
+        )
+        self.history_dropped = Counter(
+            "prunewatch_history_dropped_points", "Points that could not be kept for training.", [DETECTOR], registry=r
+        )
+        # How fast
+        self.requests = Counter(
+            "prunewatch_requests", "Calls that ended, by gRPC code.", ["method", "code"], registry=r
+        )
+        self.request_seconds = Histogram(
+            "prunewatch_request_seconds",
+            "Time of a call; of a scoring stream, of one message.",
+            ["method"],
+            buckets=BUCKETS,
+            registry=r,
+        )
+        self.step_seconds = Histogram(
+            "prunewatch_step_seconds", "Time of one step of a batch.", [DETECTOR], buckets=BUCKETS, registry=r
+        )
+        self.budget = Gauge(
+            "prunewatch_budget_seconds",
+            "What a step may take on a device class.",
+            [DETECTOR, CLASS, "quantile"],
+            registry=r,
+        )
+        self.measured = Gauge(
+            "prunewatch_measured_step_seconds",
+            "What a step of the served bundle took when measured.",
+            [DETECTOR, CLASS, "quantile"],
+            registry=r,
+        )
+        # How big
+        self.parameters = Gauge(
+            "prunewatch_parameters", "Parameters of the served network.", [DETECTOR, CLASS], registry=r
+        )
+        self.units = Gauge("prunewatch_units", "Hidden units of the served network.", [DETECTOR, CLASS], registry=r)
+        self.bundle_bytes = Gauge(
+            "prunewatch_bundle_bytes", "Bytes of a bundle's files.", [DETECTOR, CLASS, "kind"], registry=r
+        )
+        # What changes
+        self.cycles = Counter(
+            "prunewatch_cycles", "Cycles that ended.", [DETECTOR, CLASS, "trigger", "outcome"], registry=r
+        )
+        self.swaps = Counter(
+            "prunewatch_swaps", "Versions that took over from another under running streams.", [DETECTOR], registry=r
+        )
+        self.detector_info = Gauge(
+            "prunewatch_detector_info",
+            "1 for what a device class serves.",
+            [DETECTOR, CLASS, "version", "bundle", "network"],
+            registry=r,
+        )
+        self.build_info = Gauge(
+            "prunewatch_build_info", "1 for this program.", ["version", "python", "onnxruntime"], registry=r
+        )
+        self.build_info.labels(program_version(), ".".join(map(str, sys.version_info[:3])), ort.__version__).set(1)
+
+    def for_detector(self, name: str) -> DetectorMetrics:
+        """The families of the scoring path, resolved once."""
+        return DetectorMetrics(self, name)
+
+    def forget(self, name: str) -> None:
+        """Removes every time series of a detector that was deleted."""
+        for family in vars(self).values():
+            if isinstance(family, MetricWrapperBase) and DETECTOR in family._labelnames:  # noqa: SLF001  (no public name)
+                family.remove_by_labels({DETECTOR: name})
+
+    def set_budget(self, detector: str, device_class: str, quantiles: Mapping[str, float | None]) -> None:
+        """Publishes the budget of a device class; None where there is none."""
+        for quantile, seconds in quantiles.items():
+            if seconds is not None:
+                self.budget.labels(detector, device_class, quantile).set(seconds)
+
+
+class DetectorMetrics:
+    """One detector's children of the families that every request touches."""
+
+    def __init__(self, metrics: Metrics, name: str) -> None:
+        self.points = [metrics.points.labels(name, status.name.lower()) for status in Status]
+        self.anomalies = metrics.anomalies.labels(name)
+        self.step_seconds = metrics.step_seconds.labels(name)
+        self.swaps = metrics.swaps.labels(name)
+        self.series = metrics.series.labels(name)
+        self.state_bytes = metrics.state_bytes.labels(name)
+        self.history_dropped = metrics.history_dropped.labels(name)
+
+    def count(self, statuses: NDArray[np.uint8], anomalies: int) -> None:
+        """Counts the points of one request."""
+        n = len(statuses)
+        if n and np.count_nonzero(statuses == statuses[0]) == n:  # the usual case, without a histogram
+            self.points[int(statuses[0])].inc(n)
+        else:
+            for status, count in enumerate(np.bincount(statuses).tolist()):
+                if count:
+                    self.points[status].inc(count)
+        if anomalies:
+            self.anomalies.inc(anomalies)
+
+
+def program_version() -> str:
+    """The installed version of prunewatch."""
+    try:
+        return version("prunewatch")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "unknown"

@@ -1,0 +1,87 @@
+"""Long-running operations: written into the catalog, followed in memory, waited for without polling."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from detectors.errors import PrunewatchError
+from server.catalog import Catalog
+from server.records import OperationRow
+
+WRITE_SECONDS = 1.0  # each write is an fsync; what happens in between is in memory
+
+
+class Operations:
+    """Operations of this process and of those before it.
+
+    Args:
+        catalog: Where they outlive the process.
+        monotonic: Seconds, for how often progress is written.
+    """
+
+    def __init__(self, catalog: Catalog, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._catalog = catalog
+        self._monotonic = monotonic
+        self._running: dict[str, OperationRow] = {}
+        self._ended: dict[str, asyncio.Event] = {}
+        self._written: dict[str, float] = {}
+
+    async def begin(self, kind: str, detector: str) -> OperationRow:
+        """A new operation."""
+        row = await asyncio.to_thread(self._catalog.create_operation, kind, detector)
+        self._running[row.name] = row
+        self._ended[row.name] = asyncio.Event()
+        return row
+
+    async def get(self, name: str) -> OperationRow:
+        """One operation as it is now; NotFoundError if there is none."""
+        running = self._running.get(name)
+        return await asyncio.to_thread(self._catalog.get_operation, name) if running is None else running
+
+    async def recent(self, detector: str | None, limit: int) -> list[OperationRow]:
+        """The last operations, newest first."""
+        rows = await asyncio.to_thread(self._catalog.list_operations, detector, limit)
+        return [self._running.get(row.name, row) for row in rows]
+
+    async def wait(self, name: str, seconds: float | None) -> OperationRow:
+        """One operation when it has ended, or as it is after `seconds`."""
+        if (ended := self._ended.get(name)) is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), seconds)
+        return await self.get(name)
+
+    async def report(self, name: str, stage: str, done: float, message: str) -> None:
+        """Takes progress."""
+        row = self._running.get(name)
+        if row is None:
+            return
+        self._running[name] = replace(row, stage=stage, done=done, message=message)
+        if self._monotonic() - self._written.get(name, -WRITE_SECONDS) >= WRITE_SECONDS:
+            self._written[name] = self._monotonic()
+            await asyncio.to_thread(
+                lambda: self._catalog.update_operation(name, stage=stage, done=done, message=message)
+            )
+
+    async def succeed(self, name: str, result: Mapping[str, Any]) -> None:
+        """Ends an operation with its result."""
+        await self._end(name, self._catalog.succeed_operation, result)
+
+    async def fail(self, name: str, error: PrunewatchError) -> None:
+        """Ends an operation with an error."""
+        await self._end(name, self._catalog.fail_operation, error)
+
+    async def cancel(self, name: str) -> None:
+        """Ends an operation because somebody asked for it."""
+        await self._end(name, self._catalog.cancel_operation)
+
+    async def _end(self, name: str, write: Callable[..., None], *arguments: Any) -> None:
+        await asyncio.to_thread(write, name, *arguments)
+        self._running.pop(name, None)
+        self._written.pop(name, None)
+        if (ended := self._ended.pop(name, None)) is not None:
+            ended.set()

@@ -1,0 +1,120 @@
+"""PruningService: cycles on demand, and the book of cycles."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc.aio
+from google.longrunning import operations_pb2
+
+from detectors.errors import InvalidInputError
+from prunewatch.v1 import pruning_pb2 as pb
+from prunewatch.v1.pruning_pb2_grpc import PruningServiceServicer
+from server.config import HUB, Budget
+from server.detectors_service import first_is_header, rest_is_points
+from server.interceptors import readable
+from server.maintenance import Maintenance
+from server.messages import cycle_message, page_of
+from server.names import detector_id
+from server.operations import LIST_LIMIT, operation_message
+from server.roster import Roster
+from server.uploads import Receiver, Upload
+
+LIMITS = {"p99": "p99_seconds", "p50": "p50_seconds", "speedup": "speedup", "size": "size_bytes"}
+LARGEST_BATCH = 65_536
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class PruningServicer(PruningServiceServicer):
+    """Prunes detectors.
+
+    Args:
+        roster: The detectors.
+        maintenance: What prunes them.
+    """
+
+    def __init__(self, roster: Roster, maintenance: Maintenance) -> None:
+        self._roster = roster
+        self._maintenance = maintenance
+
+    async def Prune(self, request: pb.PruneRequest, context: Context) -> operations_pb2.Operation:
+        """Begins a cycle on the history."""
+        return await self._prune(request, None)
+
+    async def PruneFromUpload(
+        self, request_iterator: AsyncIterator[pb.PruneFromUploadRequest], context: Context
+    ) -> operations_pb2.Operation:
+        """Takes points, then begins a cycle on them."""
+        header: pb.PruneHeader | None = None
+        receiver: Receiver | None = None
+        async for message in request_iterator:
+            kind = readable(message).WhichOneof("part")
+            if receiver is None:
+                if kind != "header":
+                    raise first_is_header()
+                header = message.header
+                self._roster.host.get(detector_id(header.request.name, "header.request.name"))
+                receiver = Receiver(header.features)
+            elif kind != "points":
+                raise rest_is_points()
+            else:
+                receiver.add(message.points.stamps, message.points.packed_values)
+        if receiver is None or header is None:
+            raise first_is_header()
+        return await self._prune(header.request, await asyncio.to_thread(receiver.finish))
+
+    async def ListCycles(self, request: pb.ListCyclesRequest, context: Context) -> pb.ListCyclesResponse:
+        """A page of cycles, newest first."""
+        name = detector_id(request.parent, "parent")
+        self._roster.host.get(name)
+        rows = await asyncio.to_thread(self._roster.catalog.cycles, name, LIST_LIMIT)
+        page, token = page_of(rows, request.page_size, request.page_token, lambda row: str(row.id))
+        return pb.ListCyclesResponse(cycles=[cycle_message(row) for row in page], next_page_token=token)
+
+    async def _prune(self, request: pb.PruneRequest, upload: Upload | None) -> operations_pb2.Operation:
+        name = detector_id(request.name)
+        hosted = self._roster.host.get(name)
+        device_class = request.device_class or HUB
+        if device_class not in self._roster.settings.device_classes:
+            raise InvalidInputError(
+                f"there is no device class {device_class[:80]!r}.",
+                field="device_class",
+                hint=f"The server knows: {', '.join(self._roster.settings.device_classes)}.",
+            )
+        row = await self._maintenance.prune(
+            name,
+            device_class,
+            self._budget(request, device_class),
+            upload=None if upload is None else upload.in_order_of(hosted.features),
+            dry_run=request.dry_run,
+            seed=request.seed if request.HasField("seed") else None,
+        )
+        return operation_message(row)
+
+    def _budget(self, request: pb.PruneRequest, device_class: str) -> Budget:
+        """What is asked for; where nothing is, what the device class says."""
+        asked, configured = request.budget, self._roster.budget_of(device_class)
+        given = {field.name for field, _ in asked.ListFields()}
+        limits = {key: getattr(asked, field) for key, field in LIMITS.items() if field in given}
+        for key, limit in limits.items():
+            if not limit > (1 if key == "speedup" else 0):
+                raise InvalidInputError(
+                    f"{limit} is not a budget.",
+                    field=f"budget.{LIMITS[key]}",
+                    hint="Give more than 1." if key == "speedup" else "Give more than zero.",
+                )
+        if not 0 <= asked.batch <= LARGEST_BATCH:
+            raise InvalidInputError(
+                f"{asked.batch} points are no step.", field="budget.batch", hint=f"Give 1 to {LARGEST_BATCH}."
+            )
+        batch = asked.batch or configured.batch
+        budget = Budget(**limits, batch=batch) if limits else configured.model_copy(update={"batch": batch})
+        if not budget.is_set:
+            raise InvalidInputError(
+                f"no budget is given, and the device class {device_class!r} has none.",
+                field="budget",
+                hint="Give at least one of p99_seconds, p50_seconds, speedup or size_bytes.",
+            )
+        return budget

@@ -1,0 +1,255 @@
+"""Which detectors there are: keeps the catalog, the host and the gauges in step."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from detectors.bundle import MANIFEST, Bundle
+from detectors.errors import ExhaustedError, PreconditionError, PrunewatchError
+from detectors.scorer import Served
+from server.catalog import Catalog
+from server.config import HUB, Budget, DetectorConfig, Schedule, Settings, load_detector_config
+from server.host import Host
+from server.hosted import HostedDetector
+from server.metrics import Metrics
+from server.records import DetectorRow, Serving
+from server.store import Store
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A detector with everything that its description needs."""
+
+    row: DetectorRow
+    config: DetectorConfig
+    serving: tuple[Serving, ...]
+    points: int
+    problem: str
+    from_configuration: bool
+
+
+class Roster:
+    """The detectors of this hub.
+
+    Args:
+        store: What exists.
+        host: What scores.
+        settings: Detectors in here win over the API.
+        metrics: Sizes and speeds of what serves.
+    """
+
+    def __init__(self, store: Store, host: Host, settings: Settings, metrics: Metrics) -> None:
+        self.store = store
+        self.host = host
+        self.settings = settings
+        self._metrics = metrics
+        self._configs: dict[str, DetectorConfig] = {}
+
+    @property
+    def catalog(self) -> Catalog:
+        """The book."""
+        return self.store.catalog
+
+    async def load(self) -> None:
+        """Hosts every detector of the catalog and of the settings. One that can not be loaded does not stop others."""
+        rows = {row.name: row for row in await asyncio.to_thread(self.catalog.list_detectors)}
+        for name, config in self.settings.detectors.items():
+            if name not in rows:
+                await asyncio.to_thread(self._create, name, config)
+            else:
+                # What the settings own must stop cycling when they drop it: its schedule is never in the catalog.
+                kept = config.model_copy(update={"schedule": Schedule()})
+                await asyncio.to_thread(self.catalog.set_config, name, kept.model_dump(mode="json"))
+        for row in await asyncio.to_thread(self.catalog.list_detectors):
+            hosted = self._host(row)
+            if row.features:
+                hosted.history = await asyncio.to_thread(self.store.history, row.name)
+            try:
+                await self.follow(row.name)
+            except PrunewatchError as error:
+                hosted.problem = f"{error.problem} {error.hint}".strip()
+                logger.exception("detector %s can not serve", row.name)
+
+    def config_of(self, name: str) -> DetectorConfig:
+        """How a hosted detector learns and alarms; `host.get` says whether there is one."""
+        self.host.get(name)
+        return self._configs[name]
+
+    def budget_of(self, device_class: str) -> Budget:
+        """What a step may cost on a device class; nothing for one the settings do not know."""
+        return self.settings.device_classes.get(device_class, Budget())
+
+    def require_changeable(self, name: str) -> None:
+        """Refuses to change over the API what the settings own."""
+        if name in self.settings.detectors:
+            raise PreconditionError(
+                f"{name!r} is defined in the server's configuration file.",
+                field="name",
+                hint="Change it there and restart the server.",
+            )
+
+    async def create(self, name: str, fields: Mapping[str, Any], field: str = "detector") -> DetectorRow:
+        """Creates a detector that learns.
+
+        Raises:
+            InvalidInputError: name or fields can not be.
+            AlreadyExistsError: the name is taken.
+            PreconditionError: the settings own it.
+            ExhaustedError: there are `max_detectors`.
+        """
+        self.require_changeable(name)
+        config = load_detector_config(dict(fields), field)
+        self._require_known_classes(config)
+        row = await asyncio.to_thread(self._create, name, config)
+        self._host(row)
+        if row.features:
+            self.host.get(name).history = await asyncio.to_thread(self.store.history, name)
+        return row
+
+    def _create(self, name: str, config: DetectorConfig) -> DetectorRow:
+        if len(self.catalog.list_detectors()) >= self.settings.max_detectors:
+            raise ExhaustedError(
+                f"this server hosts {self.settings.max_detectors} detectors and may host no more.",
+                field="max_detectors",
+                hint="Delete one, or raise max_detectors.",
+            )
+        kept = config.model_copy(update={"schedule": Schedule()}) if name in self.settings.detectors else config
+        return self.catalog.create_detector(name, kept.model_dump(mode="json"), config.features)
+
+    def _require_known_classes(self, config: DetectorConfig) -> None:
+        for device_class in config.device_classes:
+            if device_class not in self.settings.device_classes:
+                raise PreconditionError(
+                    f"there is no device class {device_class!r}.",
+                    field="device_classes",
+                    hint=f"The server knows: {', '.join(self.settings.device_classes)}.",
+                )
+
+    def _host(self, row: DetectorRow) -> HostedDetector:
+        config = self.settings.detectors.get(row.name) or load_detector_config(row.config)
+        self._configs[row.name] = config
+        return self.host.add(row.name, config, row.features)
+
+    async def delete(self, name: str) -> None:
+        """Forgets a detector with its versions and history."""
+        self.host.get(name)
+        self.require_changeable(name)
+        self.host.remove(name)
+        del self._configs[name]
+        await asyncio.to_thread(self.store.delete_detector, name)
+
+    async def learn_features(self) -> None:
+        """Writes down the features that first points have brought, and opens their history."""
+        for hosted in self.host:
+            if hosted.features and hosted.history is None:
+                row = await asyncio.to_thread(self.catalog.get_detector, hosted.name)
+                if row.features is None:
+                    await asyncio.to_thread(self.catalog.set_features, hosted.name, list(hosted.features))
+                hosted.history = await asyncio.to_thread(self.store.history, hosted.name)
+
+    # versions
+
+    async def follow(self, name: str) -> None:
+        """Makes the host score what the catalog says that the hub serves, and publishes its gauges.
+
+        Raises:
+            CorruptBundleError: the bundle is not what it should be; what scored before goes on.
+            PreconditionError: the live series can not go on in it.
+        """
+        hosted = self.host.get(name)
+        serving = {it.device_class: it for it in await asyncio.to_thread(self.catalog.all_serving, name)}
+        await asyncio.to_thread(self._show, name, serving)
+        versions = await asyncio.to_thread(self.catalog.versions, name)
+        if not versions:
+            return
+        # A detector that only devices serve is scored here by its newest parent.
+        here = serving.get(HUB)
+        bundle_hash, version = (
+            (here.bundle_hash, here.version) if here else (versions[-1].parent_hash, versions[-1].version)
+        )
+        if hosted.served is not None and hosted.served.version == version and not hosted.problem:
+            return
+        bundle = await asyncio.to_thread(self.store.read_bundle, bundle_hash)
+        served = await asyncio.to_thread(Served.load, bundle, version)
+        await hosted.serve(served, bundle.manifest.features)
+        await self.learn_features()
+
+    async def require_able(self, name: str, bundle_hash: str) -> None:
+        """Refuses a bundle that is damaged or that the live series could not go on in; changes nothing."""
+        bundle = await asyncio.to_thread(self.store.read_bundle, bundle_hash)
+        self.host.get(name).require_able(await asyncio.to_thread(Served.load, bundle))
+
+    async def pin(self, name: str, device_class: str, *, pinned: bool) -> None:
+        """Keeps a device class on what it serves, or lets it adopt again."""
+        self.host.get(name)
+        await asyncio.to_thread(self.catalog.pin if pinned else self.catalog.unpin, name, device_class)
+
+    async def roll_back(self, name: str, device_class: str, to: int | None = None) -> None:
+        """Makes an earlier version serve: `to`, or the one before.
+
+        Raises:
+            NotFoundError: there is no such version for this class.
+            PreconditionError: nothing served before, what serves is pinned, or the live series can not go on in it.
+            CorruptBundleError: its bundle is damaged; what serves has not changed.
+        """
+        self.host.get(name)
+        now = await asyncio.to_thread(self.catalog.serving, name, device_class)
+        target = to or (now.previous_version if now else None)
+        for row in await asyncio.to_thread(self.catalog.versions, name):
+            if row.version == target and device_class == HUB and device_class in row.bundles:
+                await self.require_able(name, row.bundles[device_class])
+        await asyncio.to_thread(self.catalog.rollback, name, device_class, to)
+        await self.follow(name)
+
+    async def entry(self, name: str) -> Entry:
+        """Everything about a detector."""
+        row = await asyncio.to_thread(self.catalog.get_detector, name)
+        serving = await asyncio.to_thread(self.catalog.all_serving, name)
+        hosted = self.host.get(name)
+        return Entry(
+            row,
+            self.config_of(name),
+            tuple(serving),
+            hosted.points_kept,
+            hosted.problem or row.problem,
+            name in self.settings.detectors,
+        )
+
+    # gauges
+
+    def _show(self, name: str, serving: Mapping[str, Serving]) -> None:
+        metrics = self._metrics
+        for device_class in self.config_of(name).device_classes:
+            budget = self.budget_of(device_class)
+            metrics.set_budget(name, device_class, {"0.5": budget.p50, "0.99": budget.p99})
+        for device_class, served in serving.items():
+            try:
+                bundle = self.store.read_bundle(served.bundle_hash)
+            except PrunewatchError:  # `follow` reports it, where it matters
+                continue
+            self._show_served(name, served, bundle)
+            batch = self.budget_of(device_class).batch
+            for measured in self.catalog.measurements(served.bundle_hash):
+                if measured.batch == batch and measured.device_class in {device_class, HUB}:
+                    metrics.measured.labels(name, device_class, "0.5").set(measured.p50_seconds)
+                    metrics.measured.labels(name, device_class, "0.99").set(measured.p99_seconds)
+
+    def _show_served(self, name: str, served: Serving, bundle: Bundle) -> None:
+        metrics, device_class, manifest = self._metrics, served.device_class, bundle.manifest
+        metrics.parameters.labels(name, device_class).set(manifest.network.parameters)
+        metrics.units.labels(name, device_class).set(sum(manifest.network.units.values()))
+        folder = self.store.bundle_folder(served.bundle_hash)
+        sizes = {entry.split(".")[0]: facts.bytes for entry, facts in manifest.files.items()}
+        sizes[MANIFEST.split(".")[0]] = (folder / MANIFEST).stat().st_size
+        for kind, size in sizes.items():
+            metrics.bundle_bytes.labels(name, device_class, kind).set(size)
+        metrics.detector_info.remove_by_labels({"detector": name, "device_class": device_class})
+        metrics.detector_info.labels(
+            name, device_class, str(served.version), served.bundle_hash[:12], manifest.network.kind
+        ).set(1)

@@ -1,0 +1,187 @@
+"""Tables of the catalog, and how its database is opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Connection,
+    Engine,
+    Float,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    create_engine,
+    event,
+    select,
+)
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DatabaseError
+
+from detectors.errors import NewerStoreError, PreconditionError
+
+SCHEMA_VERSION = 1
+BUSY_SECONDS = 30  # threads of one process wait for each other's commits
+
+tables = MetaData()
+
+
+def _of_detector() -> ForeignKey:
+    return ForeignKey("detectors.name", ondelete="CASCADE")
+
+
+meta = Table(
+    "meta",
+    tables,
+    Column("key", String, primary_key=True),
+    Column("value", String, nullable=False),
+)
+detectors = Table(
+    "detectors",
+    tables,
+    Column("name", String, primary_key=True),
+    Column("config", JSON, nullable=False),
+    Column("state", String, nullable=False),
+    Column("features", JSON(none_as_null=True)),
+    Column("created", Float, nullable=False),
+    Column("problem", String, nullable=False),
+)
+bundles = Table(
+    "bundles",
+    tables,
+    Column("hash", String, primary_key=True),
+    Column("detector", _of_detector(), nullable=False, index=True),
+    Column("version", Integer, nullable=False),
+    Column("device_class", String, nullable=False),
+    Column("units", JSON, nullable=False),
+    Column("parameters", Integer, nullable=False),
+    Column("bytes", Integer, nullable=False),
+    Column("error", Float),
+    Column("derived_from", String),
+)
+versions = Table(
+    "versions",
+    tables,
+    Column("detector", _of_detector(), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("parent_hash", ForeignKey("bundles.hash"), nullable=False),
+    Column("cause", String, nullable=False),
+    Column("created", Float, nullable=False),
+)
+version_bundles = Table(
+    "version_bundles",
+    tables,
+    Column("detector", String, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("device_class", String, primary_key=True),
+    Column("bundle_hash", ForeignKey("bundles.hash"), nullable=False),
+    ForeignKeyConstraint(["detector", "version"], ["versions.detector", "versions.version"], ondelete="CASCADE"),
+)
+serving = Table(
+    "serving",
+    tables,
+    Column("detector", _of_detector(), primary_key=True),
+    Column("device_class", String, primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("pinned", Boolean, nullable=False),
+    Column("previous_version", Integer),
+    ForeignKeyConstraint(
+        ["detector", "version", "device_class"],
+        ["version_bundles.detector", "version_bundles.version", "version_bundles.device_class"],
+        ondelete="CASCADE",
+    ),
+)
+cycles = Table(
+    "cycles",
+    tables,
+    Column("id", Integer, primary_key=True),
+    Column("detector", _of_detector(), nullable=False, index=True),
+    Column("device_class", String, nullable=False),
+    Column("trigger", String, nullable=False),
+    Column("started", Float, nullable=False),
+    Column("ended", Float),
+    Column("outcome", String, nullable=False),
+    Column("reason", String, nullable=False),
+    Column("result", JSON, nullable=False),
+)
+operations = Table(
+    "operations",
+    tables,
+    Column("name", String, primary_key=True),
+    Column("kind", String, nullable=False),
+    Column("detector", String, nullable=False, index=True),
+    Column("state", String, nullable=False, index=True),
+    Column("stage", String, nullable=False),
+    Column("done", Float, nullable=False),
+    Column("message", String, nullable=False),
+    Column("error", JSON(none_as_null=True)),
+    Column("result", JSON(none_as_null=True)),
+    Column("created", Float, nullable=False),
+    Column("ended", Float),
+)
+measurements = Table(
+    "measurements",
+    tables,
+    Column("bundle_hash", ForeignKey("bundles.hash", ondelete="CASCADE"), primary_key=True),
+    Column("device_class", String, primary_key=True),
+    Column("batch", Integer, primary_key=True),
+    Column("p50_seconds", Float, nullable=False),
+    Column("p99_seconds", Float, nullable=False),
+    Column("measured", Float, nullable=False),
+)
+
+
+def open_database(path: Path) -> Engine:
+    """Opens the catalog's database; a new one gets its tables.
+
+    Commits are durable when they return (`synchronous=FULL`).
+
+    Raises:
+        NewerStoreError: it was written by a newer prunewatch; nothing has been changed.
+        PreconditionError: it is no catalog, or damaged.
+    """
+    engine = create_engine(URL.create("sqlite", database=str(path)), connect_args={"timeout": BUSY_SECONDS})
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the driver's own BEGIN comes too late for consistent reads
+        for pragma in ("journal_mode=WAL", "foreign_keys=ON", "synchronous=FULL"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql(str(connection.get_execution_options().get("begin", "BEGIN")))
+
+    try:
+        with engine.execution_options(begin="BEGIN IMMEDIATE").begin() as connection:
+            _prepare(connection, path)
+    except DatabaseError as error:
+        engine.dispose()
+        raise PreconditionError(
+            "is not a readable catalog.", field=str(path), hint="Restore the store from a copy, or start a new one."
+        ) from error
+    except NewerStoreError:
+        engine.dispose()
+        raise
+    return engine
+
+
+def _prepare(connection: Connection, path: Path) -> None:
+    if connection.dialect.has_table(connection, meta.name):
+        found = int(connection.execute(select(meta.c.value).where(meta.c.key == "schema_version")).scalar_one())
+        if found > SCHEMA_VERSION:
+            raise NewerStoreError(
+                f"was written by a newer prunewatch (schema {found}; this reads up to {SCHEMA_VERSION}).",
+                field=str(path),
+                hint="Upgrade prunewatch.",
+            )
+        return
+    tables.create_all(connection)
+    connection.execute(meta.insert().values(key="schema_version", value=str(SCHEMA_VERSION)))

@@ -1,0 +1,245 @@
+"""ScoringService: messages to arrays, arrays to the host, arrays to messages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc.aio
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors.errors import InvalidInputError
+from detectors.runtime import FloatArray
+from prunewatch.v1 import scoring_pb2 as pb
+from prunewatch.v1.scoring_pb2_grpc import ScoringServiceServicer, add_ScoringServiceServicer_to_server
+from server.host import Host
+from server.hosted import HostedDetector, Outcome
+from server.interceptors import readable
+from server.metrics import Metrics
+from server.names import detector_id, detector_name
+from server.statuses import status_of
+from server.tracks import Index
+
+MAX_POINTS = 65_536  # of one message; a longer one of one series would be that many steps
+MAX_FEATURES = 4096
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ScoringServicer(ScoringServiceServicer):
+    """Scores points and announces anomalies.
+
+    Args:
+        host: The detectors.
+        metrics: Times the messages of streams.
+    """
+
+    def __init__(self, host: Host, metrics: Metrics) -> None:
+        self._host = host
+        self._message_seconds = metrics.request_seconds.labels("ScoringService/ScoreStream")
+
+    async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
+        """One message of points."""
+        if not (request.packed_values or request.values):
+            raise InvalidInputError("there are no points.", field="packed_values", hint="Send at least one.")
+        return await self._begin(request).answer(request)
+
+    async def ScoreStream(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
+        """Messages of points, each answered once, in order."""
+        session: Session | None = None
+        # Reading and writing by hand: an asynchronous generator costs a few microseconds more for each message.
+        while (message := await context.read()) is not grpc.aio.EOF:
+            began = time.perf_counter()
+            sequence = getattr(message, "sequence", 0)
+            try:
+                request = readable(message).points
+                current = session or self._begin(request)
+                response = pb.ScoreStreamResponse(sequence=sequence, scores=await current.answer(request))
+                session = current
+            except Exception as error:  # noqa: BLE001  (the stream goes on; status_of logs what was not expected)
+                response = pb.ScoreStreamResponse(sequence=sequence, error=status_of(error))
+            await context.write(response)
+            self._message_seconds.observe(time.perf_counter() - began)
+
+    async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:
+        """Anomalies as they are found."""
+        names = [detector_id(name, f"detectors[{i}]") for i, name in enumerate(request.detectors)]
+        for name in names:
+            self._host.get(name)
+        subscription = self._host.watchers.add(names)
+        try:
+            await context.send_initial_metadata(())  # tells the caller that nothing is missed from now on
+            async for anomaly in subscription:
+                yield pb.WatchResponse(
+                    detector=detector_name(anomaly.detector),
+                    series=anomaly.series,
+                    stamp=anomaly.stamp,
+                    score=anomaly.score,
+                    threshold=anomaly.threshold,
+                    version=anomaly.version,
+                    contributions=[pb.Contribution(feature=name, share=share) for name, share in anomaly.shares],
+                    dropped=subscription.dropped,
+                )
+        finally:
+            self._host.watchers.remove(subscription)
+
+    def _begin(self, request: pb.ScoreRequest) -> Session:
+        name = detector_id(request.detector, "detector")
+        return Session(self._host.get(name), ephemeral=request.mode == pb.SCORE_MODE_EPHEMERAL)
+
+
+class Session:
+    """One request, or one stream of them: a detector, a mode and the series named so far."""
+
+    def __init__(self, hosted: HostedDetector, *, ephemeral: bool) -> None:
+        self._hosted = hosted
+        self._ephemeral = ephemeral
+        self._track = hosted.track(ephemeral=ephemeral)
+        self._identity: Index = np.empty(0, np.int64)
+
+    async def answer(self, request: pb.ScoreRequest) -> pb.ScoreResponse:
+        """Scores the points of one message.
+
+        Raises:
+            InvalidInputError: the message can not be used; no series has changed.
+        """
+        hosted = self._hosted
+        self._check_same(request)
+        values = _values(request)
+        n = self._points(request, values)
+        stamps = self._stamps(request, n)
+        index = self._index(request, n)
+        if hosted.n_features is None and n:
+            hosted.take_width(len(values) // n)
+        scorer, slots = self._track.add(request.series)
+        points = values.reshape(n, scorer.series.n_features)
+        all_series = index is self._identity
+        rows = (self._track.run or slots) if all_series else slots[index]
+        outcome = await hosted.score(scorer, rows, stamps, points)
+        if not self._ephemeral:
+            hosted.record(outcome, self._track.names, index, points)
+        return _response(request, outcome)
+
+    def _check_same(self, request: pb.ScoreRequest) -> None:
+        if request.detector and detector_id(request.detector, "detector") != self._hosted.name:
+            raise InvalidInputError(
+                "a stream scores one detector.", field="detector", hint="Leave it out, or open another stream."
+            )
+        if request.mode and (request.mode == pb.SCORE_MODE_EPHEMERAL) != self._ephemeral:
+            raise InvalidInputError(
+                "a stream has one mode.", field="mode", hint="Leave it out, or open another stream."
+            )
+
+    def _points(self, request: pb.ScoreRequest, values: FloatArray) -> int:
+        """How many points the values are."""
+        size, field = len(values), "packed_values" if request.packed_values else "values"
+        width = self._hosted.n_features
+        if width is None:
+            names = len(self._track.names) + len(request.series)
+            n = len(request.stamps) or len(request.series_index) or (names if names > 1 else 0)
+            if size and (not n or size % n or size // n > MAX_FEATURES):
+                raise InvalidInputError(
+                    f"it can not be told how many points {size} values are.",
+                    field=field,
+                    hint="The first points of a detector say how many features it has: send a stamp for each.",
+                )
+            n = n if size else 0
+        else:
+            n, rest = divmod(size, width)
+            if rest:
+                raise InvalidInputError(
+                    f"{size} values are not a whole number of points of {width} features.",
+                    field=field,
+                    hint=f"Send {width} values for each point: {', '.join((self._hosted.features or ())[:8])}.",
+                )
+        if n > MAX_POINTS:
+            raise InvalidInputError(f"{n} points are too many.", field=field, hint=f"Send {MAX_POINTS} at most.")
+        return n
+
+    def _stamps(self, request: pb.ScoreRequest, n: int) -> NDArray[np.int64] | None:
+        if not request.stamps:
+            if n and self._hosted.config.time != "index" and not self._ephemeral:
+                raise InvalidInputError(
+                    "this detector wants time stamps.",
+                    field="stamps",
+                    hint="Send one for each point, or configure the detector with time: index.",
+                )
+            return None
+        if len(request.stamps) != n:
+            raise InvalidInputError(
+                f"there are {len(request.stamps)} stamps for {n} points.", field="stamps", hint="Send one for each."
+            )
+        return np.fromiter(request.stamps, np.int64, n)
+
+    def _index(self, request: pb.ScoreRequest, n: int) -> Index:
+        """Which series each point belongs to; `self._identity` when they are all series in order."""
+        names = len(self._track.names) + len(request.series)
+        if request.series_index:
+            if len(request.series_index) != n:
+                raise InvalidInputError(
+                    f"there are {len(request.series_index)} indexes for {n} points.",
+                    field="series_index",
+                    hint="Send one for each.",
+                )
+            index = np.fromiter(request.series_index, np.int64, n)
+            if int(index.max()) >= names:
+                raise InvalidInputError(
+                    f"index {int(index.max())} is not below the number of series, {names}.",
+                    field="series_index",
+                    hint="Name the series in `series` first.",
+                )
+            return index
+        if names == n:
+            if len(self._identity) != n:
+                self._identity = np.arange(n)
+            return self._identity
+        if names == 1 or not n:
+            return np.zeros(n, np.int64)
+        raise InvalidInputError(
+            f"it is not said to which of {names} series the {n} points belong."
+            if names
+            else "the points belong to no series.",
+            field="series_index" if names else "series",
+            hint="Send an index for each point, or one name, or a name for each point.",
+        )
+
+
+def _values(request: pb.ScoreRequest) -> FloatArray:
+    packed = request.packed_values
+    if packed and request.values:
+        raise InvalidInputError("there are values twice.", field="values", hint="Send packed_values or values.")
+    if not packed:
+        return np.fromiter(request.values, np.float32, len(request.values))
+    if len(packed) % 4:
+        raise InvalidInputError(
+            f"{len(packed)} bytes are not a whole number of float32.",
+            field="packed_values",
+            hint="Send little-endian float32, for example array.astype('<f4').tobytes().",
+        )
+    return np.frombuffer(packed, "<f4")
+
+
+def _response(request: pb.ScoreRequest, outcome: Outcome) -> pb.ScoreResponse:
+    scored = outcome.scored
+    response = pb.ScoreResponse(version=outcome.version, threshold=outcome.threshold, statuses=scored.status.tobytes())
+    if request.values:
+        response.scores.extend(scored.score.tolist())
+    else:
+        response.packed_scores = scored.score.tobytes()
+    if outcome.point_versions is not None:
+        response.point_versions.extend(outcome.point_versions.tolist())
+    if request.contributions and outcome.flagged.any():
+        response.flagged_index.extend(np.flatnonzero(outcome.flagged).tolist())
+        response.packed_contributions = scored.contribution[outcome.flagged].tobytes()
+    return response
+
+
+def scoring_service(host: Host, metrics: Metrics) -> tuple[str, Callable[[grpc.aio.Server], None]]:
+    """ScoringService, which hub and device share."""
+    scoring = ScoringServicer(host, metrics)
+
+    def register(server: grpc.aio.Server) -> None:
+        add_ScoringServiceServicer_to_server(scoring, server)
+
+    return "prunewatch.v1.ScoringService", register

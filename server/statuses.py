@@ -1,0 +1,73 @@
+"""Errors as gRPC says them: one table of codes, details after AIP-193, and nothing that was not meant for callers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import PurePath
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+import detectors.errors
+from detectors.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    CorruptBundleError,
+    ExhaustedError,
+    InvalidInputError,
+    NotFoundError,
+    PreconditionError,
+    PrunewatchError,
+)
+
+DOMAIN = "prunewatch"
+UNEXPECTED = "Something went wrong inside the server; its log says what."
+CODES: Mapping[type[PrunewatchError], int] = {
+    InvalidInputError: code_pb2.INVALID_ARGUMENT,
+    NotFoundError: code_pb2.NOT_FOUND,
+    AlreadyExistsError: code_pb2.ALREADY_EXISTS,
+    PreconditionError: code_pb2.FAILED_PRECONDITION,
+    ConflictError: code_pb2.ABORTED,
+    ExhaustedError: code_pb2.RESOURCE_EXHAUSTED,
+    CorruptBundleError: code_pb2.DATA_LOSS,
+    PrunewatchError: code_pb2.INTERNAL,
+}
+GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
+logger = logging.getLogger(__name__)
+
+
+def status_of(error: Exception) -> status_pb2.Status:
+    """What a caller may know of an error; what is not a `PrunewatchError` goes into the log and becomes INTERNAL."""
+    if not isinstance(error, PrunewatchError):
+        logger.error("unexpected error", exc_info=error)
+        return status_pb2.Status(code=code_pb2.INTERNAL, message=UNEXPECTED)
+    code = next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
+    field = _without_folders(error.field)
+    told = f"{error.problem} {error.hint}".strip()
+    facts = {"problem": error.problem, "field": field, "hint": error.hint}
+    reason = code_pb2.Code.Name(code)
+    details = [error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=facts)]
+    if code == code_pb2.INVALID_ARGUMENT and field:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=told)
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    status = status_pb2.Status(code=code, message=f"{field}: {told}" if field else told)
+    for detail in details:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status
+
+
+def recorded_error(fields: Mapping[str, str]) -> PrunewatchError:
+    """The error that the catalog or the trainer wrote down."""
+    kind = getattr(detectors.errors, fields.get("type", ""), PrunewatchError)
+    if not (isinstance(kind, type) and issubclass(kind, PrunewatchError)):
+        kind = PrunewatchError
+    return kind(fields.get("problem", ""), field=fields.get("field", ""), hint=fields.get("hint", ""))
+
+
+def _without_folders(field: str) -> str:
+    """Files are named to callers, the folders of this machine are not."""
+    return PurePath(field).name if field.startswith("/") else field

@@ -1,0 +1,227 @@
+"""Fitting and pruning, in a process of its own: the only part of the service that imports torch.
+
+`python -m server.trainer` reads one job (JSON, made by `server.jobs`) from standard input and writes JSON lines to
+standard output: `progress` lines while it works, then one `result` or `error`. Bundles are written into the store's
+bundle folder, where nobody sees them until the catalog names them. The log goes to standard error.
+
+The command line calls `run_job` in its own process.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from detectors.bundle import WEIGHTS, Bundle, Lineage, read_bundle, write_bundle
+from detectors.errors import InvalidInputError, PrunewatchError
+from detectors.training.export import to_bundle
+from detectors.training.fit import Progress, fit
+from detectors.training.fitted import Fitted, load
+from detectors.training.stretches import Stretches
+from pruning.cycle import Candidate, CycleOptions, run_cycle
+from pruning.gate import GateLimits, trimmed_error
+from pruning.latency import measure
+from pruning.outcome import Budget, Sized
+from server.config import DEFAULT_BATCH
+from server.store import BUNDLES
+from server.stretches import Stretch, read_stretches
+
+PARENT = "parent"
+MAXIMUM_ROWS = 60_000  # points a job works on: more cost minutes and teach a network of this size nothing
+STREAMED_ROWS = 1024  # of those, recent ones that are taken even where fewer came from files
+GUARD_POINTS = 25  # either side of a flagged point that is not learned from: anomalies begin before they are seen
+LOW_PRIORITY = 10  # niceness: scoring on the same cores comes first
+
+log = logging.getLogger("prunewatch.trainer")
+
+Job = Mapping[str, Any]
+
+
+def run_job(job: Job, report: Progress) -> dict[str, Any]:
+    """Runs a job of `server.jobs`.
+
+    Args:
+        job: `fit` or `cycle`.
+        report: Told the stage, the share of it that is done, and a message.
+
+    Returns:
+        What `server.publish` takes, and what `prune --json` prints.
+
+    Raises:
+        PrunewatchError: the job can not be done, for a reason that a user can mend.
+    """
+    torch.set_num_threads(max(1, int(job["threads"])))
+    torch.set_flush_denormal(True)  # decaying LSTM cells reach subnormals, which cost a hundred cycles each
+    work = {"fit": _fit, "cycle": _cycle}[job["kind"]]
+    return work(job, report)
+
+
+def _fit(job: Job, report: Progress) -> dict[str, Any]:
+    stretches = _points(job)
+    data = Stretches.of([stretch.values for stretch in stretches])
+    fitted = fit(
+        job["network"],
+        data,
+        tuple(job["features"]),
+        seed=job["seed"],
+        options=job["options"],
+        progress=report,
+    )
+    report("export", 0.0, "writing the bundle")
+    lineage = _lineage("fit", stretches, job["seed"])
+    bundle = to_bundle(fitted, detector=job["detector"], version=job["version"], device_class=PARENT, lineage=lineage)
+    _write(job, bundle)
+    (latency,) = measure([bundle.graph], job.get("batch", DEFAULT_BATCH))
+    parent = Sized(
+        job["version"],
+        bundle.hash,
+        fitted.network.units,
+        fitted.network.parameters_count,
+        bundle.size,
+        latency.p50_seconds,
+        latency.p99_seconds,
+        trimmed_error(fitted, data),
+    )
+    return {"outcome": "adopted", "parent": asdict(parent), "rows": len(data)}
+
+
+def _cycle(job: Job, report: Progress) -> dict[str, Any]:
+    stretches = _points(job)
+    parent = _parent(job)
+    budget = Budget(**job["budget"])
+    candidate = run_cycle(
+        parent,
+        Stretches.of([stretch.values for stretch in stretches]),
+        budget,
+        parent_version=job["parent"]["version"],
+        version=job["version"],
+        options=CycleOptions(
+            seed=job["seed"],
+            update_parent=job["update_parent"],
+            dry_run=job["dry_run"],
+            limits=GateLimits(**job["gate"]),
+        ),
+        progress=report,
+    )
+    return _published(job, candidate, stretches, report)
+
+
+def _published(job: Job, candidate: Candidate, stretches: list[Stretch], report: Progress) -> dict[str, Any]:
+    """Writes the bundles of an adopted candidate and puts their hashes into the outcome."""
+    outcome = candidate.outcome
+    parent = replace(outcome.parent, hash=job["parent"]["hash"])
+    child = outcome.child
+    if outcome.outcome == "adopted" and candidate.child is not None and child is not None:
+        report("export", 0.0, "writing the bundles")
+        if candidate.updated:
+            lineage = _lineage("update", stretches, job["seed"], parent=job["parent"]["hash"])
+            bundle = to_bundle(
+                candidate.parent,
+                detector=job["detector"],
+                version=job["version"],
+                device_class=PARENT,
+                lineage=lineage,
+            )
+            _write(job, bundle)
+            parent = replace(parent, hash=bundle.hash, version=job["version"], bytes=bundle.size)
+        lineage = _lineage("prune", stretches, job["seed"], parent=parent.hash).model_copy(
+            update={"kept": candidate.kept, "criterion": candidate.criterion}
+        )
+        bundle = to_bundle(
+            candidate.child,
+            detector=job["detector"],
+            version=job["version"],
+            device_class=job["device_class"],
+            lineage=lineage,
+            gate=outcome.gate.to_dict() if outcome.gate else None,
+        )
+        _write(job, bundle)
+        child = replace(child, hash=bundle.hash)
+    return {**replace(outcome, parent=parent, child=child).to_dict(), "version": child.version if child else None}
+
+
+def _points(job: Job) -> list[Stretch]:
+    """The normal points of the job's history: those that came from files, and about as many that were streamed.
+
+    What a detector was first fitted to stays in, so that a thousand alike recent series do not make it forget.
+    """
+    paths = [Path(path) for path in job["history"]]
+    features = job["features"] if "features" in job else _parent(job).features
+    given = read_stretches(paths, features, imported=True, max_rows=MAXIMUM_ROWS, seed=job["seed"])
+    rows = sum(len(stretch.stamps) for stretch in given)
+    room = max(rows, STREAMED_ROWS) if rows else MAXIMUM_ROWS
+    streamed = read_stretches(paths, features, imported=False, max_rows=room, guard=GUARD_POINTS, seed=job["seed"])
+    if not given and not streamed:
+        raise InvalidInputError("holds no complete normal points.", field="data", hint="Give more rows.")
+    return [*given, *streamed]
+
+
+def _parent(job: Job) -> Fitted:
+    folder = _bundles(job) / job["parent"]["hash"]
+    return load(read_bundle(folder, job["parent"]["hash"], weights=True).files[WEIGHTS])
+
+
+def _write(job: Job, bundle: Bundle) -> None:
+    write_bundle(bundle, _bundles(job) / bundle.hash)
+
+
+def _bundles(job: Job) -> Path:
+    return Path(job["store"]) / BUNDLES
+
+
+def _lineage(cause: str, stretches: list[Stretch], seed: int, parent: str | None = None) -> Lineage:
+    return Lineage.model_validate(
+        {
+            "cause": cause,
+            "parent": parent,
+            "seed": seed,
+            "data_rows": sum(len(stretch.stamps) for stretch in stretches),
+            "data_first_stamp": min(int(stretch.stamps[0]) for stretch in stretches),
+            "data_last_stamp": max(int(stretch.stamps[-1]) for stretch in stretches),
+        }
+    )
+
+
+def main() -> int:
+    """Runs the job on standard input; 0 when it ended with a result or with an error that a user can mend."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    os.nice(LOW_PRIORITY)
+    out = sys.stdout
+    try:
+        result = run_job(json.loads(sys.stdin.read()), _reporter(out))
+        _say(out, {"event": "result", **result})
+    except PrunewatchError as error:
+        shown = {"problem": error.problem, "field": error.field, "hint": error.hint}
+        _say(out, {"event": "error", "type": type(error).__name__, **shown})
+    return 0
+
+
+def _reporter(out: TextIO) -> Progress:
+    """Progress lines, one for each new stage and per cent."""
+    last: tuple[str, int] = ("", -1)
+
+    def report(stage: str, done: float, message: str) -> None:
+        nonlocal last
+        now = (stage, int(done * 100))
+        if now != last:
+            last = now
+            _say(out, {"event": "progress", "stage": stage, "done": done, "message": message})
+
+    return report
+
+
+def _say(out: TextIO, line: Mapping[str, Any]) -> None:
+    out.write(json.dumps(line) + "\n")
+    out.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""Real parts for service tests: a hub on free ports with a store of its own, and a client."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from detectors.bundle import Bundle, write_bundle
+from prunewatch.client import Client
+from server.app import Hub
+from server.config import Settings
+from server.publish import publish_fit
+
+QUICK_TRAINER = (sys.executable, str(Path(__file__).with_name("quick_trainer.py")))
+NOW = 1_700_000_000_000_000_000
+
+
+def hub_settings(folder: Path, **fields: Any) -> Settings:
+    """Settings of a hub on free ports; `fields` win."""
+    given: dict[str, Any] = {
+        "listen": "127.0.0.1:0",
+        "admin": "127.0.0.1:0",
+        "store": folder / "store",
+        "drain_seconds": 0.5,
+        **fields,
+    }
+    return Settings(**given)
+
+
+def bundle_facts(bundle: Bundle) -> dict[str, Any]:
+    """What the trainer says of a bundle it made."""
+    network = bundle.manifest.network
+    return {
+        "hash": bundle.hash,
+        "version": bundle.manifest.version,
+        "units": dict(network.units),
+        "parameters": network.parameters,
+        "bytes": bundle.size,
+        "p50_seconds": 1e-4,
+        "p99_seconds": 2e-4,
+        "error": 0.5,
+    }
+
+
+async def publish(hub: Hub, bundle: Bundle, **config: Any) -> None:
+    """Publishes and serves a bundle through the real store, catalog and host; `config` is for a new detector."""
+    name = bundle.manifest.detector
+    if name not in hub.host:
+        await hub.roster.create(name, {"features": bundle.manifest.features, **config})
+    write_bundle(bundle, hub.store.bundle_folder(bundle.hash))
+    publish_fit(hub.store, name, {"parent": bundle_facts(bundle)})
+    await hub.roster.follow(name)
+
+
+async def eventually(condition: Callable[[], Awaitable[Any]], seconds: float = 20.0) -> Any:
+    """The first true value of `condition`; fails when there is none in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := await condition():
+            return value
+        await asyncio.sleep(0.02)
+    pytest.fail("it did not happen in time")
+
+
+@pytest.fixture
+async def hub(tmp_path: Path) -> AsyncIterator[Hub]:
+    """A hub with an empty store and the quick trainer."""
+    running = Hub(hub_settings(tmp_path), trainer=QUICK_TRAINER)
+    await running.start()
+    yield running
+    await running.stop()
+
+
+@pytest.fixture
+async def client(hub: Hub) -> AsyncIterator[Client]:
+    """A client of `hub`."""
+    async with Client(f"127.0.0.1:{hub.listener.port}") as connected:
+        yield connected

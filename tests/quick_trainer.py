@@ -1,0 +1,87 @@
+"""Speaks the protocol of `server.trainer` and makes tiny real bundles in milliseconds.
+
+The seed of a job says how it behaves; see the constants.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from graphs import ewma_bundle
+
+from detectors.bundle import Bundle, write_bundle
+
+CRASH = 9001
+REFUSE = 9002
+HANG = 9003
+REJECT = 9004
+
+
+def say(**event: Any) -> None:
+    """One line of JSON."""
+    print(json.dumps(event), flush=True)
+
+
+def facts(bundle: Bundle) -> dict[str, Any]:
+    """What is said of a bundle."""
+    network = bundle.manifest.network
+    return {
+        "hash": bundle.hash,
+        "version": bundle.manifest.version,
+        "units": dict(network.units),
+        "parameters": network.parameters,
+        "bytes": bundle.size,
+        "p50_seconds": 1e-4,
+        "p99_seconds": 2e-4,
+        "error": 0.5,
+    }
+
+
+def make(job: dict[str, Any], features: int, device_class: str, gain: float) -> Bundle:
+    """Writes a bundle into the store."""
+    bundle = ewma_bundle(job["detector"], job["version"], features, gain=gain, device_class=device_class)
+    write_bundle(bundle, Path(job["store"]) / "bundles" / bundle.hash)
+    return bundle
+
+
+def main() -> None:
+    """One job."""
+    job = json.loads(sys.stdin.readline())
+    say(event="progress", stage="train", done=0.5, message="half way")
+    print("not an event", flush=True)
+    if job["seed"] == CRASH:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if job["seed"] == REFUSE:
+        say(event="error", type="InvalidInputError", problem="too few points.", field="data", hint="Send more.")
+        sys.exit(1)
+    if job["seed"] == HANG:
+        time.sleep(600)
+    if job["kind"] == "fit":
+        parent = make(job, len(job["features"]), "parent", gain=1.0)
+        say(event="result", outcome="adopted", parent=facts(parent), rows=100)
+        return
+    manifest = json.loads((Path(job["store"]) / "bundles" / job["parent"]["hash"] / "manifest.json").read_text())
+    width = len(manifest["features"])
+    parent = ewma_bundle(job["detector"], job["parent"]["version"], width)
+    rejected = job["seed"] == REJECT
+    child = None if rejected else make(job, width, job["device_class"], gain=2.0)
+    say(
+        event="result",
+        outcome="rejected" if rejected else "adopted",
+        reason="nothing is fast enough" if rejected else "",
+        best_reachable={"p50_seconds": 1e-3, "units": {"lstm0": 1}, "hint": "Ask for more."} if rejected else None,
+        parent=facts(parent),
+        child=None if child is None else facts(child),
+        gate=None if rejected else {"passed": True, "error_ratio": 1.01},
+        version=None if child is None else job["version"],
+    )
+
+
+if __name__ == "__main__":
+    main()
