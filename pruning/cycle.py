@@ -94,8 +94,8 @@ def run_cycle(
 
     Args:
         parent: The dense parent.
-        recent: Normal points; the last `HELD_OUT` of each stretch are only judged on (the share that a fit holds out
-            too, so a parent fitted to the same points has not been trained on them either).
+        recent: Normal points; the last `HELD_OUT` of each stretch are only judged on (where stretches are long
+            enough, the share that a fit holds out too: a parent fitted to them has not been trained on it either).
         budget: What the child may cost at most.
         parent_version: Whose parent it is, for the report.
         version: What the child would be.
@@ -131,12 +131,13 @@ def run_cycle(
     rng = np.random.default_rng(how.seed)
     gate = judge(dense, child, held_out, child_time, dense_time, size, budget, how.limits, rng)
     report.stage("done")
+    in_budget = within(child_time, size, dense_time, budget)
     outcome = Outcome(
         "adopted" if gate.passed else "rejected",
         gate.reason,
         report.sized(parent_version, dense, dense_time),
         report.sized(version, child, child_time),
-        best_reachable=None if gate.passed else ladder.best_reachable(budget),
+        best_reachable=None if in_budget else ladder.best_reachable(budget),
         gate=gate,
         stages=report.seconds,
     )
@@ -155,7 +156,7 @@ def split(parent: Fitted, recent: Stretches) -> tuple[Stretches, Stretches]:
     recent = recent.longer_than(warm_up)
     recent.require(2 * warm_up + 2 * MINIMUM_JUDGED, "a cycle")
     for share in (HELD_OUT, 0.4, 0.5):
-        training, held_out = recent.split(share, context=2 * warm_up, minimum=MINIMUM_JUDGED // 2)
+        training, held_out = recent.split(share, context=warm_up, minimum=MINIMUM_JUDGED // 2)
         training, held_out = training.longer_than(warm_up), held_out.longer_than(warm_up + MINIMUM_JUDGED // 2)
         if sum(len(part) - warm_up for part in held_out.parts) >= MINIMUM_JUDGED:
             break

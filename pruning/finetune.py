@@ -21,7 +21,7 @@ from detectors.training.fit import (
 from detectors.training.fitted import mean_square
 from detectors.training.networks import Network
 from detectors.training.stretches import Stretches
-from pruning.injection import KINDS, disturb
+from pruning.injection import TAUGHT, disturb
 
 DISTILL = 0.5  # weight of agreeing with the parent beside predicting the points themselves
 DISTURBED_LANES = 8  # of 32, in which the points carry synthetic anomalies: there the parent alone says what is right
@@ -42,6 +42,7 @@ def finetune(
 
     Both see the same scaled points, so the difference of their residuals is the difference of their outputs. A detector
     is judged by what it does off the beaten track, so some lanes are disturbed; they count for the agreement only.
+    The gate judges on more kinds than are shown here.
     """
     lanes = lanes_over(data, scaler, student, seed)
     run, ask = Runner(student), Runner(teacher)
@@ -65,5 +66,5 @@ def disturbed(points: Tensor, rng: np.random.Generator) -> Tensor:
     changed = points.clone()
     scale = np.ones(points.shape[2], np.float32)
     for lane in changed[:DISTURBED_LANES].numpy():
-        disturb(lane, str(rng.choice(list(KINDS))), scale, rng)
+        disturb(lane, str(rng.choice(TAUGHT)), scale, rng)
     return changed.clamp_(-CLIP, CLIP)

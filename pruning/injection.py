@@ -20,7 +20,8 @@ Disturb = Callable[[FloatArray, FloatArray, np.random.Generator], Segment]
 """segment [L, M] of the disturbed features, their scale [M], generator -> new segment [L, M]"""
 
 LENGTHS = (8, 48)
-MARGIN_POINTS = 40  # normal points after the warm-up before a disturbance, and after it
+MARGIN_POINTS = 40  # normal points before and after a disturbance, on average: where it lies is drawn
+ATTEMPTS = 8  # a constant sensor can not hang: where nothing changed, something else is drawn
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Events:
 
     Attributes:
         points: [E, T, F] raw values.
-        labels: [E, T], True where disturbed.
+        labels: [E, T], True from the first to the last point that changed.
         kinds: E names.
     """
 
@@ -50,24 +51,31 @@ def inject(normal: Stretches, scale: FloatArray, *, per_kind: int, warm_up: int,
     """
     wanted = warm_up + 2 * MARGIN_POINTS + LENGTHS[1]
     parts = [part for part in normal.parts if len(part) > warm_up + LENGTHS[0] + 2]
-    length = min(wanted, max((len(part) for part in parts), default=0))
-    parts = [part for part in parts if len(part) >= length]
     if not parts:
         raise ValueError("no normal stretch is long enough to inject anomalies into")
+    sizes = np.sort([len(part) for part in parts])[::-1]
+    half = int(np.searchsorted(np.cumsum(sizes), sizes.sum() / 2))  # half of the points lie in stretches this long
+    length = min(wanted, int(sizes[half]))
+    parts = [part for part in parts if len(part) >= length]
     weights = np.array([len(part) - length + 1 for part in parts], np.float64)
     kinds = [kind for kind in KINDS for _ in range(per_kind)]
     points = np.empty((len(kinds), length, normal.n_features), np.float32)
     labels = np.zeros((len(kinds), length), bool)
     for i, kind in enumerate(kinds):
-        part = parts[rng.choice(len(parts), p=weights / weights.sum())]
-        start = int(rng.integers(0, len(part) - length + 1))
-        points[i] = part[start : start + length]
-        labels[i, disturb(points[i], kind, scale, rng, first=warm_up + 1)] = True
+        for _ in range(ATTEMPTS):
+            part = parts[rng.choice(len(parts), p=weights / weights.sum())]
+            start = int(rng.integers(0, len(part) - length + 1))
+            points[i] = part[start : start + length]
+            disturb(points[i], kind, scale, rng, first=warm_up + 1)
+            changed = np.flatnonzero((points[i] != part[start : start + length]).any(axis=1))
+            if len(changed):
+                labels[i, changed[0] : changed[-1] + 1] = True
+                break
     return Events(points, labels, tuple(kinds))
 
 
-def disturb(points: FloatArray, kind: str, scale: FloatArray, rng: np.random.Generator, *, first: int = 0) -> slice:
-    """Disturbs one place of a stretch [T, F], in place, from point `first` on; returns which points."""
+def disturb(points: FloatArray, kind: str, scale: FloatArray, rng: np.random.Generator, *, first: int = 0) -> None:
+    """Disturbs one place of a stretch [T, F], in place, from point `first` on."""
     length, n_features = points.shape
     longest = min(LENGTHS[1], length - first)
     span = int(rng.integers(1, 4)) if kind == "spike" else int(rng.integers(min(LENGTHS[0], longest), longest + 1))
@@ -75,7 +83,6 @@ def disturb(points: FloatArray, kind: str, scale: FloatArray, rng: np.random.Gen
     features = rng.permutation(n_features)[: max(1, round(n_features * rng.uniform(0.1, 0.4)))]
     window = np.ix_(np.arange(at, at + span), features)
     points[window] = KINDS[kind](points[window], scale[features], rng)
-    return slice(at, at + span)
 
 
 def spike(x: FloatArray, scale: FloatArray, rng: np.random.Generator) -> Segment:
@@ -144,3 +151,6 @@ KINDS: Mapping[str, Disturb] = {
     "time_warp": time_warp,
     "sensor_break": sensor_break,
 }
+
+TAUGHT = ("spike", "level_shift", "noise", "scale", "flat_line")
+"""Kinds that fine-tuning may show; the others are seen for the first time by the gate."""

@@ -90,7 +90,10 @@ def climb(parent: Fitted, budget: Budget) -> Ladder:
 
 
 def ladder_units(network: Network) -> Iterator[Units]:
-    """Widths from dense to floor: the same share of every prunable group, rounded up to the grid, each set once."""
+    """Widths from dense to floor: the same share of every prunable group, rounded up to the grid, each set once.
+
+    Sixteenths down to one, then halves down to the grid.
+    """
     groups = prunable(network)
     last: Units | None = None
     for rung in range(RUNGS, 0, -1):
@@ -98,6 +101,9 @@ def ladder_units(network: Network) -> Iterator[Units]:
         if units != last:
             yield units
         last = units
+    while last and max(last.values()) > GRID:  # wide parents: the sixteenth is not yet the floor
+        last = {name: min(width, max(GRID, GRID * math.ceil(width / 2 / GRID))) for name, width in last.items()}
+        yield last
 
 
 def stages(dense: Units, target: Units) -> list[Units]:

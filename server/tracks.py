@@ -48,9 +48,10 @@ class Track:
         else:
             self._slots = np.concatenate([self._slots, scorer.series.slots(_checked(names))])
             self.names.extend(names)
-        consecutive = len(self._slots) > 0 and bool((np.diff(self._slots) == 1).all())
-        self.run = slice(int(self._slots[0]), int(self._slots[-1]) + 1) if consecutive else None
-        return scorer, self._slots
+        slots = self._slots
+        consecutive = len(slots) == 1 or (len(slots) > 1 and bool((slots[1:] == slots[:-1] + 1).all()))
+        self.run = slice(int(slots[0]), int(slots[-1]) + 1) if consecutive else None
+        return scorer, slots
 
 
 def _checked(names: Sequence[str]) -> Sequence[str]:

@@ -14,6 +14,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors.errors import InvalidInputError
+
 Float64 = NDArray[np.float64]
 
 CLIP = 10.0  # scaled inputs are cut at ten standard deviations: one dead sensor must not drown the others
@@ -103,12 +105,16 @@ class Calibration:
         """Fits the score scale to the errors [N] of normal points.
 
         Raises:
-            ValueError: fewer than `TAIL_POINTS` finite errors.
+            InvalidInputError: fewer than `TAIL_POINTS` finite errors.
         """
         e = np.sort(np.asarray(errors, np.float64)[np.isfinite(errors)])
         n = len(e)
         if n < TAIL_POINTS:
-            raise ValueError(f"{n} errors are too few to calibrate a score")
+            raise InvalidInputError(
+                f"{n} finite errors of normal points are too few to calibrate a score.",
+                field="data",
+                hint="Give more points, or another seed if training diverged.",
+            )
         share = min(0.5, max(TAIL_SHARE, TAIL_POINTS / n))
         levels = np.linspace(0, -math.log10(share), KNOTS)
         knots = np.quantile(e, 1 - 10.0**-levels)

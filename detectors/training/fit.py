@@ -83,19 +83,19 @@ def fit(
         progress: Told after every update.
 
     Raises:
-        InvalidInputError: too few usable rows, or an unknown network.
+        InvalidInputError: too few usable rows, or an unknown network or option.
     """
     how = how or FitOptions()
     torch_class = network_class(kind)
     if data.parts and data.n_features != len(features):
         raise InvalidInputError(f"rows have {data.n_features} values for {len(features)} features.", field="features")
     with seeded(seed):
-        network = torch_class.dense(len(features), options or {})
+        network = torch_class.dense(len(features), torch_class.checked_options(options or {}))
         need = network.warm_up_points + MINIMUM_ROWS
         longest = Stretches(tuple(sorted(data.parts, key=len)[-1:]))
         longest.require(need, f"a {kind} detector")
         data = data.longer_than(network.warm_up_points)
-        training, held_out = data.split(HELD_OUT, context=2 * network.warm_up_points)
+        training, held_out = data.split(HELD_OUT, context=network.warm_up_points)
         training = training.longer_than(network.blind_points + 1)
         if not training.parts:
             training = data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from detectors.training.calibrate import Calibration, ResidualScale, Scaler
 from detectors.training.networks import Network, network_class
 from detectors.training.stretches import Stretches
 
+SCALE_POINTS = 2000  # points whose residuals the residual scale is fitted to
 EVALUATION_POINTS = 512  # points a forward pass when whole stretches are run through: bounds memory of window networks
 
 
@@ -58,26 +60,26 @@ class Fitted:
 
 def calibrated(network: Network, features: tuple[str, ...], scaler: Scaler, stretches: Stretches) -> Fitted:
     """Puts a trained network and statistics of normal points together."""
-    blocks = [residual for part in stretches.parts for residual in residuals(network, scaler(part))]
-    rows = np.concatenate([block.reshape(-1, block.shape[-1]) for block in blocks])
+    step = max(1, len(stretches) // SCALE_POINTS)  # windows of wide series would not fit into a device's memory
+    sample = [block[::step] for part in stretches.parts for block in residuals(network, scaler(part))]
+    rows = np.concatenate([block.reshape(-1, block.shape[-1]) for block in sample])
     scale = ResidualScale.fit(rows[np.isfinite(rows).all(axis=1)])
+    blocks = (block for part in stretches.parts for block in residuals(network, scaler(part)))
     errors = np.concatenate([normalised(block, scale) for block in blocks])
     return Fitted(network, features, scaler, scale, Calibration.fit(errors))
 
 
-@torch.no_grad()
-def residuals(network: Network, points: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+def residuals(network: Network, points: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
     """Raw residuals of one scaled stretch [T, F] from a fresh state, in blocks [t, R, F]; NaN while warming up."""
     state = network.fresh(1)
-    blocks: list[NDArray[np.float32]] = []
     for start in range(0, len(points), EVALUATION_POINTS):
         chunk = torch.from_numpy(np.ascontiguousarray(points[start : start + EVALUATION_POINTS]))[None]
-        out = network(chunk, state)
+        with torch.no_grad():
+            out = network(chunk, state)
         state = out.state
         block = out.residual[0].numpy().copy()
         block[: max(network.warm_up_points - start, 0)] = np.nan
-        blocks.append(block)
-    return blocks
+        yield block
 
 
 def normalised(residual: NDArray[np.float32], scale: ResidualScale) -> NDArray[np.float32]:

@@ -137,14 +137,16 @@ class Lanes:
         end = np.zeros(self._batch, np.int64)
         age = np.zeros(self._batch, np.int64)
         left = np.zeros(self._batch, np.int64)
+        stay = self._rng.integers(1, self._carry + 1, self._batch)  # first starts are staggered
         for _ in range(count):
-            restarted = (left == 0) | (end - at < 2)
+            restarted = (left == 0) | (end - at < 1)
             if restarted.any():
                 part = self._rng.choice(len(self._ends), size=int(restarted.sum()), p=self._weights)
                 room = np.maximum(self._ends[part] - self._starts[part] - (self._blind + self._length), 0)
                 at[restarted] = self._starts[part] + (self._rng.random(len(part)) * (room + 1)).astype(np.int64)
                 end[restarted] = self._ends[part]
-                age[restarted], left[restarted] = 0, self._carry
+                age[restarted], left[restarted] = 0, stay[restarted]
+                stay[restarted] = self._carry
             index = at[:, None] + np.arange(self._length)
             counted = (index < end[:, None]) & (age[:, None] + np.arange(self._length) >= self._blind)
             points = self._points[torch.from_numpy(np.minimum(index, end[:, None] - 1))]

@@ -22,7 +22,8 @@ def export(
 ) -> None:
     """Write what serves on a device class into one file for `prunewatch edge`.
 
-    A plain tar of the manifest and the step graph, without what only training needs.
+    A plain tar of the manifest and the step graph,
+    without what only training needs.
 
         prunewatch export pump --device-class pi4 --out pump.tar
     """
@@ -56,7 +57,8 @@ def edge(
 ) -> None:
     """Score on a device: one bundle, no training framework, no store.
 
-    The bundle holds no threshold, so that it can be chosen here.
+    The bundle holds no threshold,
+    so that it can be chosen here.
 
         prunewatch edge --bundle pump.tar
         prunewatch edge --bundle pump.tar --false-alarm-rate 0.0001 --listen 127.0.0.1:9001

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -30,6 +30,11 @@ class Autoencoder(Network):
 
     kind = "autoencoder"
     chunk_points = 32
+    dense_options: ClassVar[Mapping[str, tuple[int, int]]] = {
+        "window": (2, 1024),
+        "width": (1, 2048),
+        "bottleneck": (1, 2048),
+    }
 
     def __init__(self, n_features: int, window: int, encoder: int, bottleneck: int, decoder: int) -> None:
         super().__init__()

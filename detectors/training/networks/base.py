@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from detectors.errors import InvalidInputError
 from detectors.training.graph import Graph
 
 TensorState = tuple[Tensor, ...]
@@ -81,6 +82,8 @@ class Network(nn.Module, ABC):
     kind: ClassVar[str]
     chunk_points: ClassVar[int]
     """Points of a lane in one training step (how far gradients reach back)."""
+    dense_options: ClassVar[Mapping[str, tuple[int, int]]]
+    """What users may give for the dense parent: name -> smallest and largest value."""
     n_features: int
 
     @property
@@ -137,6 +140,26 @@ class Network(nn.Module, ABC):
         Returns:
             [B, F], the mean over R of the squared normalised residual.
         """
+
+    @classmethod
+    def checked_options(cls, options: Mapping[str, int | float | str | bool]) -> dict[str, int]:
+        """Options of the dense parent as whole numbers.
+
+        Raises:
+            InvalidInputError: an option that this kind does not have, or a value that it can not have.
+        """
+        for name, value in options.items():
+            if name not in cls.dense_options:
+                raise InvalidInputError(
+                    f"the {cls.kind} network has no such option.",
+                    field=f"options.{name}",
+                    hint=f"It has {', '.join(cls.dense_options)}.",
+                )
+            low, high = cls.dense_options[name]
+            whole = isinstance(value, int | float) and not isinstance(value, bool) and value == round(value, 0)
+            if not whole or not low <= float(value) <= high:
+                raise InvalidInputError(f"must be a whole number from {low} to {high}.", field=f"options.{name}")
+        return {name: int(value) for name, value in options.items()}
 
     @property
     def units(self) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ class LSTM(Network):
 
     kind = "lstm"
     chunk_points = 64
+    dense_options: ClassVar[Mapping[str, tuple[int, int]]] = {"layers": (1, 8), "width": (1, 2048)}
 
     def __init__(self, n_features: int, widths: tuple[int, ...]) -> None:
         super().__init__()

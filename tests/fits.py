@@ -1,0 +1,49 @@
+"""Small detectors for tests, fitted once a run to a synthetic machine with four sensors."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from detectors.training.calibrate import Scaler
+from detectors.training.fit import FitOptions, fit
+from detectors.training.fitted import Fitted, calibrated
+from detectors.training.networks import network_class
+from detectors.training.stretches import Stretches
+
+torch.set_num_threads(1)
+
+SMALL = {"lstm": {"layers": 2, "width": 16}, "autoencoder": {"window": 8, "width": 16, "bottleneck": 4}}
+"""Options that make a quick network of each kind."""
+FOUR = ("flow", "pressure", "load", "heat")
+
+
+def machine(points: int, seed: int = 0) -> NDArray[np.float32]:
+    """Four sensors of one machine, [points, 4]: two cycles, a mixture of both, and a slow echo; a little noise."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(points) + rng.uniform(0, 100)
+    fast, slow = np.sin(t / 4), np.sin(t / 17)
+    load = 0.6 * fast + 0.8 * slow * fast
+    clean = np.stack([10 + fast, 200 + 30 * slow, load, 0.5 * np.roll(fast, 3) + slow], axis=1)
+    spread = np.array([1, 30, 1, 1])
+    return (clean + 0.08 * spread * rng.standard_normal(clean.shape)).astype(np.float32)
+
+
+@cache
+def fitted(kind: str, updates: int = 30, points: int = 700, seed: int = 0, width: int = 16) -> Fitted:
+    """A detector of the machine. Shared between tests: never change it."""
+    data = Stretches.of([machine(points)])
+    return fit(kind, data, FOUR, seed=seed, options=SMALL[kind] | {"width": width}, how=FitOptions(updates=updates))
+
+
+def untrained(kind: str, n_features: int, seed: int = 0) -> Fitted:
+    """A detector with random weights and honest statistics: enough where only the arithmetic matters."""
+    rows = np.random.default_rng(seed).normal(3.0, [2.0 + i for i in range(n_features)], (300, n_features))
+    data = Stretches.of([rows])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = network_class(kind).dense(n_features, SMALL[kind])
+    return calibrated(network, tuple(f"f{i}" for i in range(n_features)), Scaler.fit(data.rows), data)
