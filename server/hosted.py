@@ -302,8 +302,9 @@ class HostedDetector:
             if scorer is None or not self._can_follow(scorer, served):
                 self._scorer = self._fresh(served)
             else:
+                learned = scorer.served.version != LEARNING_VERSION
                 await self._follow(scorer, served)
-                self.metrics.swaps.inc()
+                self.metrics.swaps.inc(learned)  # the first version takes over from none
             self.features = tuple(features)
             self.problem = ""
 

@@ -118,7 +118,7 @@ class DetectorMetrics:
     """One detector's children of the families that every request touches."""
 
     def __init__(self, metrics: Metrics, name: str) -> None:
-        self.points = [metrics.points.labels(name, status.name.lower()) for status in Status]
+        self.points = {int(it): metrics.points.labels(name, it.name.lower()) for it in Status if it}  # 0 is never sent
         self.anomalies = metrics.anomalies.labels(name)
         self.step_seconds = metrics.step_seconds.labels(name)
         self.swaps = metrics.swaps.labels(name)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detectors.runtime import VALUES, Runtime
 from detectors.errors import InvalidInputError
+from detectors.runtime import VALUES, Runtime
 from detectors.training.calibrate import KNOTS, RESIDUAL_FLOOR, SHAPE_RANGE, Calibration, ResidualScale, Scaler
 from detectors.training.export import _score
 from detectors.training.graph import Graph

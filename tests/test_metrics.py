@@ -99,7 +99,7 @@ async def test_a_swap_replaces_the_info(hub: Hub) -> None:
 
     versions = [dict(labels)["version"] for name, labels in found if name == "prunewatch_detector_info"]
     assert versions == ["2"]
-    assert found[key("prunewatch_swaps_total", detector="pump")] == 2  # from learning to 1, from 1 to 2
+    assert found[key("prunewatch_swaps_total", detector="pump")] == 1  # from 1 to 2; the first takes over from none
 
 
 async def test_cycles_are_counted_by_trigger_and_outcome(hub: Hub, client: Client) -> None:
