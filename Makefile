@@ -27,7 +27,7 @@ $(VENV)/.demo: pyproject.toml $(VENV)/.torch
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.demo
 	@echo "installing the development tools"
-	$(PIP) 'pip>=25.1' && $(PIP) --group dev
+	$(PIP) 'pip>=25.1' && $(PIP) -e '.[hub,demo]' --group dev
 	@touch $@
 
 demo: $(VENV)/.demo ## fit, score, prune and swap two detectors on a real stream; prints a report

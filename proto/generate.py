@@ -18,6 +18,8 @@ from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = Path("prunewatch/v1")
+SCRIPTS = Path(sys.executable).parent  # of this environment, which need not be the active one
+MYPY = ("mypy", "mypy_grpc")
 STUBS = ("*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py", "*_pb2_grpc.pyi")
 # The same file under the name everybody imports it by: googleapis-common-protos ships it as operations_proto.proto.
 OPERATIONS = ("google/longrunning/operations_proto.proto", "google/longrunning/operations.proto")
@@ -39,7 +41,8 @@ def generate(out: Path) -> list[Path]:
             "protoc",
             *(f"-I{include}" for include in (ROOT, folder, bundled, common)),
             *(f"--{kind}_out={out}" for kind in ("python", "grpc_python")),
-            *(f"--{kind}_out=quiet:{out}" for kind in ("mypy", "mypy_grpc")),
+            *(f"--plugin=protoc-gen-{kind}={SCRIPTS / f'protoc-gen-{kind}'}" for kind in MYPY),
+            *(f"--{kind}_out=quiet:{out}" for kind in MYPY),
             *(str(path) for path in sorted((ROOT / PACKAGE).glob("*.proto"))),
         ]
         if protoc.main(arguments):
