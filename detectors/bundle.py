@@ -166,7 +166,7 @@ def read_bundle(folder: Path, expected_hash: str | None = None, *, weights: bool
         raise CorruptBundleError(
             f"its hash is {found[:12]}, not {expected_hash[:12]}.",
             field=str(folder / MANIFEST),
-            hint="Roll back to another version or import the bundle again.",
+            hint="Roll back to another version or fit it again.",
         )
     manifest = _decode(raw, folder / MANIFEST)
     files: dict[str, bytes] = {}
@@ -181,7 +181,7 @@ def read_bundle(folder: Path, expected_hash: str | None = None, *, weights: bool
                 f"has {len(content)} bytes and does not match its manifest (expected {entry.bytes} bytes, sha256 "
                 f"{entry.sha256[:12]}).",
                 field=str(folder / name),
-                hint="Roll back to another version or import the bundle again.",
+                hint="Roll back to another version or fit it again.",
             )
         files[name] = content
     if GRAPH not in files:

@@ -66,3 +66,10 @@ class CorruptBundleError(PrunewatchError):
 
 class MissingExtraError(PreconditionError):
     """The command needs packages that the base install does not have."""
+
+
+def disk_full() -> ExhaustedError:
+    """What is said wherever the store can not be written because its disk is full."""
+    return ExhaustedError(
+        "the disk that holds the store is full.", field="store", hint="Free some space and ask again."
+    )

@@ -65,7 +65,7 @@ def judge(
     """
     status = np.full(len(stamps), _OK, np.uint8)
     if np.count_nonzero(stamps > last) < len(stamps):
-        status[stamps < last] = Status.LATE
+        status[(stamps < last) | (stamps == NO_STAMP)] = Status.LATE
         if policy.duplicate == "reject":
             status[(stamps == last) & (last != NO_STAMP)] = Status.DUPLICATE
     if policy.max_ahead is not None and now is not None:

@@ -178,7 +178,7 @@ def _alarm_checks(parent: FloatArray, child: FloatArray, limits_: GateLimits) ->
             jaccard,
             limits_.alarm_jaccard,
             jaccard >= limits_.alarm_jaccard,
-            f"{jaccard:.2f} of the alarms are shared {where} (limit {limits_.alarm_jaccard:g})",
+            f"{jaccard:.3f} of the alarms are shared {where} (limit {limits_.alarm_jaccard:g})",
         ),
         Check(
             "alarm rate",

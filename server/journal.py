@@ -12,8 +12,9 @@ from typing import Any
 
 from sqlalchemy import Connection, select, update
 from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.exc import OperationalError
 
-from detectors.errors import NotFoundError, PrunewatchError
+from detectors.errors import NotFoundError, PrunewatchError, disk_full
 from server import schema
 from server.records import CycleRow, Measurement, OperationRow
 
@@ -163,8 +164,13 @@ class Journal:
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
         """One transaction, durable when the block ends; nobody else writes meanwhile."""
-        with self._writer.begin() as connection:
-            yield connection
+        try:
+            with self._writer.begin() as connection:
+                yield connection
+        except OperationalError as error:
+            if "full" in str(error.orig):  # SQLITE_FULL has no class of its own
+                raise disk_full() from error
+            raise
 
     def _end_interrupted(self, connection: Connection) -> None:
         """Nothing that ran in an earlier process runs any more."""

@@ -325,10 +325,13 @@ class Maintenance:
     async def _fail(self, task: Task, cycle: int | None, error: PrunewatchError, outcome: str = "failed") -> None:
         """Nothing has changed but the book."""
         name = task.operation.detector
-        if cycle is not None:
-            await asyncio.to_thread(self._roster.catalog.end_cycle, cycle, outcome, str(error))
-        elif self._roster.host.get(name).served is None:
-            await asyncio.to_thread(self._roster.catalog.set_state, name, "failed", str(error))
+        try:
+            if cycle is not None:
+                await asyncio.to_thread(self._roster.catalog.end_cycle, cycle, outcome, str(error))
+            elif self._roster.host.get(name).served is None:
+                await asyncio.to_thread(self._roster.catalog.set_state, name, "failed", str(error))
+        except PrunewatchError:
+            logger.exception("the end of %s could not be written", task.operation.name)
 
     def _now(self, name: str) -> Mark:
         return Mark(self._clock(), self._roster.host.get(name).accepted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -11,9 +12,11 @@ from typing import Any
 
 from detectors.errors import PrunewatchError
 from server.catalog import Catalog
+from server.journal import error_fields
 from server.records import OperationRow
 
 WRITE_SECONDS = 1.0  # each write is an fsync; what happens in between is in memory
+logger = logging.getLogger(__name__)
 
 
 class Operations:
@@ -80,8 +83,17 @@ class Operations:
         await self._end(name, self._catalog.cancel_operation)
 
     async def _end(self, name: str, write: Callable[..., None], *arguments: Any) -> None:
-        await asyncio.to_thread(write, name, *arguments)
-        self._running.pop(name, None)
-        self._written.pop(name, None)
-        if (ended := self._ended.pop(name, None)) is not None:
-            ended.set()
+        try:
+            await asyncio.to_thread(write, name, *arguments)
+            self._running.pop(name, None)
+        except Exception as error:  # whoever waits must be told, also when the disk is full
+            logger.exception("the end of %s could not be written", name)
+            if (row := self._running.get(name)) is not None:
+                known = (
+                    error if isinstance(error, PrunewatchError) else PrunewatchError("its end could not be written.")
+                )
+                self._running[name] = replace(row, state="failed", error=error_fields(known), ended=time.time())
+        finally:
+            self._written.pop(name, None)
+            if (ended := self._ended.pop(name, None)) is not None:
+                ended.set()

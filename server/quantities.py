@@ -95,5 +95,5 @@ def _positive(number: float, text: str | float) -> float:
 
 Seconds = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
 """Seconds, written as a duration."""
-Bytes = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+Bytes = Annotated[int, BeforeValidator(parse_size), Field(gt=0, le=2**60)]
 """Bytes, written as a size."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors.errors import InvalidInputError
 from detectors.stamps import Status
 
 HEADER = ("timestamp", "score", "threshold", "is_anomaly", "version")
@@ -53,6 +54,8 @@ def write_scores(out: Path, stamps: Sequence[str], scores: Scores) -> None:
 
     Floats are written with the fewest digits that read back as the same float32.
     """
+    if out.is_dir():
+        raise InvalidInputError("is a folder.", field=str(out), hint="Name a file.")
     partial = out.with_name(f".{out.name}.partial")
     with partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -135,14 +135,21 @@ class Session:
         """How many points the values are."""
         size, field = len(values), "packed_values" if request.packed_values else "values"
         width = self._hosted.n_features
+        if request.n_features and width is not None and request.n_features != width:
+            raise InvalidInputError(
+                f"these points have {request.n_features} features, the detector has {width}.",
+                field=field,
+                hint=f"Send {width} values for each point: {', '.join((self._hosted.features or ())[:8])}.",
+            )
         if width is None:
             names = len(self._track.names) + len(request.series)
-            n = len(request.stamps) or len(request.series_index) or (names if names > 1 else 0)
+            told = size // request.n_features if request.n_features and size % request.n_features == 0 else 0
+            n = told or len(request.stamps) or len(request.series_index) or (names if names > 1 else 0)
             if size and (not n or size % n or size // n > MAX_FEATURES):
                 raise InvalidInputError(
                     f"it can not be told how many points {size} values are.",
                     field=field,
-                    hint="The first points of a detector say how many features it has: send a stamp for each.",
+                    hint="The first points of a detector tell its features: set n_features, or send a stamp for each.",
                 )
             n = n if size else 0
         else:

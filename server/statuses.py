@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Mapping
 from pathlib import PurePath
@@ -20,6 +21,7 @@ from detectors.errors import (
     NotFoundError,
     PreconditionError,
     PrunewatchError,
+    disk_full,
 )
 
 DOMAIN = "prunewatch"
@@ -40,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 def status_of(error: Exception) -> status_pb2.Status:
     """What a caller may know of an error; what is not a `PrunewatchError` goes into the log and becomes INTERNAL."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        error = disk_full()
     if not isinstance(error, PrunewatchError):
         logger.error("unexpected error", exc_info=error)
         return status_pb2.Status(code=code_pb2.INTERNAL, message=UNEXPECTED)

@@ -118,11 +118,13 @@ class Store:
 
 def _check_layout(root: Path, *, create: bool) -> None:
     """Refuses a folder that is no store, before anything is written into it."""
-    if (root / CATALOG).is_file():
+    if (root / CATALOG).is_file() and (root / CATALOG).stat().st_size:
         return
     if root.exists() and not root.is_dir():
         raise PreconditionError("is not a folder.", field=str(root))
     there = {path.name for path in root.iterdir()} if root.is_dir() else set()
+    if CATALOG in there and not (root / CATALOG).stat().st_size:
+        there.remove(CATALOG)  # a damaged disk leaves such: it is no catalog
     if not create and CATALOG not in there:
         raise NotFoundError(
             "there is no store here.", field=str(root), hint="Make one with `prunewatch fit` or `prunewatch serve`."

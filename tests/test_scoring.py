@@ -316,3 +316,15 @@ async def test_watching_an_unknown_detector_is_not_found(pump: Hub, client: Clie
         await anext(client.watch("fan"))
 
     assert caught.value.code == "NOT_FOUND"
+
+
+@pytest.mark.parametrize("width", [1, 3, 4])
+@pytest.mark.parametrize("ephemeral", [True, False])
+async def test_a_wrong_number_of_features_is_refused(pump: Hub, client: Client, width: int, ephemeral: bool) -> None:
+    """Points of another width are an error that names both widths, also where the counts would come out even."""
+    with pytest.raises(ServiceError, match=f"{width} features, the detector has 2") as caught:
+        await client.score("pump", series=["a"], values=np.zeros((60, width)), ephemeral=ephemeral)
+
+    assert (caught.value.code, caught.value.field) == ("INVALID_ARGUMENT", "packed_values")
+    reply = await client.score("pump", series=["a"], stamps=stamps(1), values=[[1.0, 2.0]])
+    assert reply.statuses.tolist() == [Status.WARMING_UP]

@@ -294,3 +294,16 @@ def test_names_from_outside_never_become_paths(store: Store) -> None:
         store.history("../../etc")
     with pytest.raises(InvalidInputError):
         store.catalog.create_detector("../../etc", {})
+
+
+def test_an_empty_catalog_beside_bundles_is_no_new_store(tmp_path: Path) -> None:
+    """A catalog of zero bytes, as a damaged disk leaves it, is refused like a missing one."""
+    with Store.open(tmp_path / "store"):
+        pass
+    (tmp_path / "store" / "bundles" / ("0" * 64)).mkdir()
+    for file in (tmp_path / "store").glob("catalog.db*"):
+        file.unlink()
+    (tmp_path / "store" / "catalog.db").touch()
+
+    with pytest.raises(PreconditionError, match=r"has bundles but no catalog\.db"):
+        Store.open(tmp_path / "store")

@@ -404,10 +404,12 @@ def _packed(values: ArrayLike) -> NDArray[np.float32]:
 
 
 def _request(batch: Batch, detector: str, *, ephemeral: bool, contributions: bool) -> scoring_pb2.ScoreRequest:
+    values = _packed(batch.values)
     request = scoring_pb2.ScoreRequest(
         detector=_name(detector),
         series=batch.series,
-        packed_values=_packed(batch.values).tobytes(),
+        packed_values=values.tobytes(),
+        n_features=values.shape[1],
         mode=scoring_pb2.SCORE_MODE_EPHEMERAL if ephemeral else scoring_pb2.SCORE_MODE_LIVE,
         contributions=contributions,
     )

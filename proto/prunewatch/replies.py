@@ -121,6 +121,8 @@ def service_error(error: grpc.aio.AioRpcError) -> ServiceError:
     problem = (error.details() or code).rstrip(".") + "."
     if code == "UNAVAILABLE":
         return ServiceError(code, f"the server can not be reached: {problem}", hint="Start one: prunewatch serve.")
+    if code == "UNIMPLEMENTED":
+        return ServiceError(code, "the server does not offer this call.", hint="An edge only scores; ask a hub.")
     return ServiceError(code, problem)
 
 

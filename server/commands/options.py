@@ -31,7 +31,13 @@ DeviceClassOption = Annotated[str, typer.Option(metavar="CLASS", help="The devic
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 SeedOption = Annotated[
     int | None,
-    typer.Option(metavar="N", min=0, help="Seed of every random draw (default: the detector's).", show_default=False),
+    typer.Option(
+        metavar="N",
+        min=0,
+        max=2**31 - 1,
+        help="Seed of every random draw (default: the detector's).",
+        show_default=False,
+    ),
 ]
 ConfigOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Settings in YAML; see `prunewatch validate`.", show_default=False)

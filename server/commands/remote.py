@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -60,7 +61,17 @@ async def fit(client: Client, name: str, table: Table, wanted: Mapping[str, Any]
         config=config,
         seed=wanted.get("seed"),
     )
-    return await client.wait_operation(operation, report)
+    return await _wait(client, operation, report)
+
+
+async def _wait(client: Client, operation: str, report: Report) -> dict[str, Any]:
+    """Waits for the end; Ctrl-C cancels the operation instead of leaving it behind."""
+    try:
+        return await client.wait_operation(operation, report)
+    except asyncio.CancelledError:
+        with suppress(ServiceError):
+            await client.cancel_operation(operation)
+        raise
 
 
 def require_same(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -154,7 +165,7 @@ async def prune(client: Client, asked: Asked, batch: int | None, report: Report)
     operation = await client.prune(
         asked.name, **limits, **points, device_class=asked.device_class, dry_run=asked.dry_run, seed=asked.seed
     )
-    return await client.wait_operation(operation, report)
+    return await _wait(client, operation, report)
 
 
 def served(detector: Mapping[str, Any], device_class: str) -> int:

@@ -28,7 +28,11 @@ def rollback(
     to: Annotated[
         int | None,
         typer.Option(
-            metavar="VERSION", min=1, help="Default: the version that served before this one.", show_default=False
+            metavar="VERSION",
+            min=1,
+            max=2**31 - 1,
+            help="Default: the version that served before this one.",
+            show_default=False,
         ),
     ] = None,
     device_class: DeviceClassOption = HUB,

@@ -79,12 +79,13 @@ def _changes(watched: Sequence[Watched]) -> Table:
         "detector", "", "units", "parameters", "bytes", "p50 step", "p99 step", "error", "alarms per 1,000 rows"
     )
     for it in watched:
-        sides = [("before", it.result.get("parent")), ("after", it.result.get("child"))]
+        after = "after" if it.result["outcome"] == "adopted" else "rejected"
+        sides = [("before", it.result.get("parent")), (after, it.result.get("child"))]
         for label, made in sides:
             if made is None:
                 continue
-            version = it.versions[-1] if label == "after" else it.versions[0]
-            scores = np.array([s for s, v in zip(it.scores, it.versions, strict=True) if v == version], np.float32)
+            served = {"before": it.versions[0], "after": it.versions[-1]}.get(label)
+            scores = np.array([s for s, v in zip(it.scores, it.versions, strict=True) if v == served], np.float32)
             scored = scores[np.isfinite(scores)]
             rate = 1000 * float((scored >= np.float32(it.threshold)).mean()) if len(scored) else float("nan")
             table.add_row(
@@ -96,7 +97,7 @@ def _changes(watched: Sequence[Watched]) -> Table:
                 duration_text(made["p50_seconds"]),
                 duration_text(made["p99_seconds"]),
                 error_text(made["error"]),
-                f"{rate:.0f}",
+                f"{rate:.0f}" if len(scored) else "-",
             )
         if all(made for _, made in sides):
             parent, child = it.result["parent"], it.result["child"]

@@ -110,6 +110,7 @@ class ScoreRequest(_message.Message):
     VALUES_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
     CONTRIBUTIONS_FIELD_NUMBER: _builtins.int
+    N_FEATURES_FIELD_NUMBER: _builtins.int
     detector: _builtins.str
     """The detector, as `detectors/pump`."""
     packed_values: _builtins.bytes
@@ -118,6 +119,10 @@ class ScoreRequest(_message.Message):
     """LIVE unless said."""
     contributions: _builtins.bool
     """Also return what each feature contributed to the error of each anomaly."""
+    n_features: _builtins.int
+    """F, the numbers of each point. Not 0: a request of another width than the detector's is refused; else a wrong width
+    is only noticed where the counts disagree.
+    """
     @_builtins.property
     def series(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of series. In a stream they are appended to the names sent before."""
@@ -149,10 +154,11 @@ class ScoreRequest(_message.Message):
         values: _abc.Iterable[_builtins.float] | None = ...,
         mode: Global___ScoreMode.ValueType = ...,
         contributions: _builtins.bool = ...,
+        n_features: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["contributions", b"contributions", "detector", b"detector", "mode", b"mode", "packed_values", b"packed_values", "series", b"series", "series_index", b"series_index", "stamps", b"stamps", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contributions", b"contributions", "detector", b"detector", "mode", b"mode", "n_features", b"n_features", "packed_values", b"packed_values", "series", b"series", "series_index", b"series_index", "stamps", b"stamps", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
