@@ -42,8 +42,8 @@ def test_sources_that_repeat_stamps_can_be_scored() -> None:
 
 
 def test_a_new_series_takes_any_stamp() -> None:
-    """Also negative ones and the smallest there is."""
-    assert judged([0, -7, NO_STAMP], [NO_STAMP] * 3) == [Status.OK] * 3
+    """Also negative ones; only the value that stands for "none yet" is no stamp, or it could repeat for ever."""
+    assert judged([0, -7, NO_STAMP + 1, NO_STAMP], [NO_STAMP] * 4) == [*[Status.OK] * 3, Status.LATE]
 
 
 def test_stamps_beyond_the_clock_are_too_far() -> None:
