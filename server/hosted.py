@@ -302,9 +302,10 @@ class HostedDetector:
             if scorer is None or not self._can_follow(scorer, served):
                 self._scorer = self._fresh(served)
             else:
-                learned = scorer.served.version != LEARNING_VERSION
+                is_first = scorer.served.version == LEARNING_VERSION  # it takes over from none
                 await self._follow(scorer, served)
-                self.metrics.swaps.inc(learned)  # the first version takes over from none
+                if not is_first:
+                    self.metrics.swaps.inc()
             self.features = tuple(features)
             self.problem = ""
 

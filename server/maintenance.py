@@ -330,7 +330,7 @@ class Maintenance:
                 await asyncio.to_thread(self._roster.catalog.end_cycle, cycle, outcome, str(error))
             elif self._roster.host.get(name).served is None:
                 await asyncio.to_thread(self._roster.catalog.set_state, name, "failed", str(error))
-        except PrunewatchError:
+        except Exception:  # the operation must end all the same, or its waiters hang
             logger.exception("the end of %s could not be written", task.operation.name)
 
     def _now(self, name: str) -> Mark:

@@ -145,7 +145,6 @@ class Telemetry:
         require("psutil")
         self.events: list[Event] = []
         self._before = self._counters()
-        self._started = time.time()
         self._rows = 0
         self._burst: subprocess.Popen[bytes] | None = None
 

@@ -53,7 +53,7 @@ class LSTM(Network):
 
     @property
     def warm_up_points(self) -> int:
-        """Fifty points: on real traces the carried scores then agree with those of a re-run window of 50."""
+        """Fifty: the window that carried scores are compared with in `benchmarks/carried_state.py`."""
         return 50
 
     @property
