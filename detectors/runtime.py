@@ -5,6 +5,8 @@ The contract of every step graph (`detectors.training.export` writes it):
     inputs   values[B, F] float32, then one tensor `state.<name>`[B, ...] for each state the network carries
     outputs  score[B], contribution[B, F], then `state.<name>.next`[B, ...] in the same order
 
+A detector that scores every n-th point takes values[B, n, F], the points since its last step. One that carries the last
+value of a sensor on where a value is missing (NaN) has the state `state.last`; all others take finite values only.
 A fresh series starts from zeros. Score = -log10 of the calibrated tail probability of the error; contributions sum to
 the error over features. Inputs are raw values: everything else is inside the graph.
 """
@@ -30,6 +32,7 @@ VALUES = "values"
 SCORE = "score"
 CONTRIBUTION = "contribution"
 STATE_PREFIX = "state."
+MISSING_STATE = "last"
 NEXT_SUFFIX = ".next"
 
 
@@ -78,7 +81,7 @@ class Runtime:
         if (
             not inputs
             or inputs[0].name != VALUES
-            or len(inputs[0].shape) != 2
+            or len(inputs[0].shape) not in {2, 3}
             or not all(name.startswith(STATE_PREFIX) for name in states)
             or [node.name for node in outputs] != expected
             or any(node.type != "tensor(float)" for node in [*inputs, *outputs])
@@ -86,7 +89,11 @@ class Runtime:
         ):
             raise CorruptBundleError("this graph does not follow the step contract.", field="step.onnx")
         self._input_names = [node.name for node in inputs]
-        self.n_features: int = int(inputs[0].shape[1])
+        self.n_features: int = int(inputs[0].shape[-1])
+        self.stride: int = int(inputs[0].shape[1]) if len(inputs[0].shape) == 3 else 1
+        """Points that one step takes."""
+        self.takes_missing: bool = STATE_PREFIX + MISSING_STATE in states
+        """Whether a value may be NaN."""
         self.state_shapes: tuple[tuple[int, ...], ...] = tuple(
             tuple(int(size) for size in node.shape[1:]) for node in inputs[1:]
         )
@@ -102,7 +109,7 @@ class Runtime:
         """Scores one point for each of B series.
 
         Args:
-            values: [B, F] raw, finite float32.
+            values: [B, F] raw float32 ([B, stride, F] with a stride); finite unless `takes_missing`.
             state: B series' state.
         """
         feed = dict(zip(self._input_names, (values, *state), strict=True))

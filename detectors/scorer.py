@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from detectors.bundle import Bundle
 from detectors.runtime import FloatArray, Runtime, State
 from detectors.series import Rows, SeriesTable, Slots, extended
-from detectors.stamps import StampPolicy, Status, judge
+from detectors.stamps import NO_STAMP, StampPolicy, Status, judge
 
 OK = int(Status.OK)  # looking an enum's member up costs more than comparing a batch with it
 REPLAY_SERIES = 64  # replayed together: wide enough for good matrix products, short enough for a breath between
@@ -30,6 +30,12 @@ class Served:
     bundle_hash: str
     runtime: Runtime
     warm_up_points: int
+
+    @property
+    def ring_points(self) -> int:
+        """Points that a series must keep so that this version can be started from them, whole steps of them."""
+        stride = self.runtime.stride
+        return self.warm_up_points if stride == 1 else self.warm_up_points + 2 * stride
 
     @classmethod
     def load(cls, bundle: Bundle, version: int | None = None) -> Served:
@@ -45,7 +51,7 @@ class Scored:
     Attributes:
         status: [N] of `Status`.
         score: [N]; NaN where there is none (every status but `OK`).
-        contribution: [N, F]; zeros where there is no score.
+        contribution: [N, F]; zeros where there is no score. They sum to the error.
     """
 
     status: NDArray[np.uint8]
@@ -73,7 +79,7 @@ class Scorer:
     ) -> None:
         self.served = served
         self.policy = policy or StampPolicy()
-        ring_points = max(ring_points, served.warm_up_points)
+        ring_points = max(ring_points, served.ring_points)
         self.series = SeriesTable(served.runtime.n_features, ring_points=ring_points, max_series=max_series)
         self._state = served.runtime.fresh(0)
         self._mark = np.empty(0, np.int64)
@@ -114,11 +120,16 @@ class Scorer:
     def step(self, slots: Rows, stamps: NDArray[np.int64], values: FloatArray, now: int | None = None) -> Scored:
         """Scores one round: as `score`, but each series at most once; consecutive `slots` may come as a slice."""
         series = self.series
-        status = judge(stamps, series.last_stamp[slots], self.policy, now)
+        last = series.last_stamp[slots]
+        status = judge(stamps, last, self.policy, now)
         finite = np.isfinite(values)
         if np.count_nonzero(finite) < finite.size:
+            if self.served.runtime.takes_missing:
+                finite |= np.isnan(values)
             status[(status == OK) & ~finite.all(axis=1)] = Status.INVALID
         accepted = status == OK
+        if self.policy.max_gap is not None:
+            self._begin_after_gaps(slots, accepted & (last != NO_STAMP) & (stamps - last > self.policy.max_gap))
         if np.count_nonzero(accepted) == len(accepted):
             score, contribution = self._advance(slots, stamps, values, status)
             return Scored(status, score, contribution)
@@ -135,7 +146,9 @@ class Scorer:
     def _advance(
         self, slots: Rows, stamps: NDArray[np.int64], values: FloatArray, status: NDArray[np.uint8]
     ) -> tuple[FloatArray, FloatArray]:
-        """Steps accepted points; writes `WARMING_UP` into `status` where it applies."""
+        """Steps accepted points; writes `WARMING_UP` and `NOT_DUE` into `status` where they apply."""
+        if self.served.runtime.stride > 1:
+            return self._advance_due(slots, stamps, values, status)
         state = self._gather(slots)
         step = self.served.runtime.step(values, state)
         if isinstance(slots, slice) and self._state and slots == slice(0, len(self._state[0])):
@@ -151,6 +164,36 @@ class Scorer:
             score[cold] = np.nan
             step.contribution[cold] = 0
         return score, step.contribution
+
+    def _advance_due(
+        self, slots: Rows, stamps: NDArray[np.int64], values: FloatArray, status: NDArray[np.uint8]
+    ) -> tuple[FloatArray, FloatArray]:
+        """`_advance` for a version that scores every n-th point: the points between wait in the ring."""
+        served, series = self.served, self.series
+        status[series.seen[slots] < served.warm_up_points] = Status.WARMING_UP
+        series.append(slots, stamps, values)
+        score = np.full(len(values), np.nan, np.float32)
+        contribution = np.zeros(values.shape, np.float32)
+        not_due = series.seen[slots] % served.runtime.stride != 0
+        status[not_due & (status == OK)] = Status.NOT_DUE
+        rows = np.flatnonzero(~not_due)
+        if len(rows):
+            due = (np.arange(slots.start, slots.stop) if isinstance(slots, slice) else slots)[rows]
+            step = served.runtime.step(series.newest(due, served.runtime.stride), self._gather(due))
+            for carried, new in zip(self._state, step.state, strict=True):
+                carried[due] = new
+            warm = status[rows] == OK
+            score[rows[warm]], contribution[rows[warm]] = step.score[warm], step.contribution[warm]
+        return score, contribution
+
+    def _begin_after_gaps(self, slots: Rows, late: NDArray[np.bool_]) -> None:
+        """Series that were silent for too long begin anew: what their state remembers is no longer the past."""
+        if np.count_nonzero(late):
+            gone = (np.arange(slots.start, slots.stop) if isinstance(slots, slice) else slots)[late]
+            self._gather(gone)  # there is a row for each
+            self.series.begin_anew(gone)
+            for carried in self._state:
+                carried[gone] = 0
 
     def _gather(self, slots: Rows) -> State:
         capacity = len(self.series.seen)
@@ -181,6 +224,7 @@ class Replay:
 
     slots: Slots
     upto: NDArray[np.int64]
+    beginnings: NDArray[np.int64]
     points: list[FloatArray]
     state: State
 
@@ -196,12 +240,14 @@ class Successor:
     def __init__(self, scorer: Scorer, served: Served) -> None:
         if served.runtime.n_features != scorer.series.n_features:
             raise ValueError("a successor must take the same features")
-        if served.warm_up_points > scorer.series.ring_points:
+        if served.ring_points > scorer.series.ring_points:
             raise ValueError("the ring is shorter than the warm-up of this version")
         self.served = served
         self._series = scorer.series
         self._state = served.runtime.fresh(0)
         self._replayed = np.empty(0, np.int64)
+        self._beginnings = np.empty(0, np.int64)
+        """Which beginning of each series was replayed."""
 
     @property
     def state(self) -> State:
@@ -212,35 +258,43 @@ class Successor:
     @property
     def lag(self) -> int:
         """Series that have points this version has not seen."""
-        self._grow()
-        return int((self._replayed < self._series.seen).sum())
+        return int(np.count_nonzero(self._missing()))
 
     def snapshot(self, limit: int = REPLAY_SERIES) -> Replay | None:
         """Copies what up to `limit` series still lack; None when nothing is missing."""
-        self._grow()
-        seen, ring = self._series.seen, self._series.ring_points
-        slots = np.flatnonzero(self._replayed < seen)
+        missing = self._missing()
+        slots = np.flatnonzero(missing)
         if not len(slots):
             return None
-        missing = np.minimum(seen[slots] - self._replayed[slots], ring)
-        # Longest first: the active ones are always a prefix, and busy series never keep the others waiting.
-        slots = slots[np.argsort(-missing, kind="stable")[:limit]]
-        restart = (self._replayed[slots] == 0) | (seen[slots] - self._replayed[slots] > ring)
-        points = [
-            self._series.recent(int(slot), None if fresh else int(seen[slot] - self._replayed[slot]))
-            for slot, fresh in zip(slots, restart, strict=True)
-        ]
+        series, stride = self._series, self.served.runtime.stride
+        # Longest first: the active ones are always a prefix, and busy series never keep the others waiting. What is
+        # replayed are whole steps of a version with a stride, so lengths are those of the replay.
+        slots = slots[np.argsort(-missing[slots], kind="stable")[:limit]]
+        upto = series.seen[slots] // stride * stride
+        restart = (self._replayed[slots] == 0) | (series.seen[slots] - self._replayed[slots] > series.ring_points)
+        points = []
+        for slot, fresh, end in zip(slots, restart, upto, strict=True):
+            seen = int(series.seen[slot])
+            recent = series.recent(int(slot), None if fresh else int(seen - self._replayed[slot]))
+            skipped = -(seen - len(recent)) % stride  # whole steps only, counted from the beginning of the series
+            points.append(recent[skipped : len(recent) - (seen - int(end))])
+        order = np.argsort([-len(each) for each in points], kind="stable")
+        slots, upto, restart, points = slots[order], upto[order], restart[order], [points[i] for i in order]
         state = tuple(array[slots] for array in self._state)
         for array in state:
             array[restart] = 0
-        return Replay(slots, seen[slots].copy(), points, state)
+        return Replay(slots, upto, series.beginnings[slots], points, state)
 
     def run(self, replay: Replay) -> None:
         """Steps the new version over the copied points; touches nothing shared."""
-        lengths = np.array([len(points) for points in replay.points])
+        stride = self.served.runtime.stride
+        lengths = np.array([len(points) // stride for points in replay.points])
         for t in range(int(lengths.max())):
             active = int((lengths > t).sum())
-            values = np.stack([points[t] for points in replay.points[:active]])
+            if stride == 1:
+                values = np.stack([points[t] for points in replay.points[:active]])
+            else:
+                values = np.stack([points[t * stride : (t + 1) * stride] for points in replay.points[:active]])
             step = self.served.runtime.step(values, tuple(array[:active] for array in replay.state))
             for carried, new in zip(replay.state, step.state, strict=True):
                 carried[:active] = new
@@ -251,11 +305,26 @@ class Successor:
         for carried, new in zip(self._state, replay.state, strict=True):
             carried[replay.slots] = new
         self._replayed[replay.slots] = replay.upto
+        self._beginnings[replay.slots] = replay.beginnings
+
+    def _missing(self) -> NDArray[np.int64]:
+        """Points of each series that could be replayed now, at most a ring; series that began anew start over."""
+        self._grow()
+        series, stride = self._series, self.served.runtime.stride
+        anew = self._beginnings != series.beginnings
+        if np.count_nonzero(anew):
+            self._replayed[anew] = 0
+            for array in self._state:
+                array[anew] = 0
+            self._beginnings[anew] = series.beginnings[anew]
+        missing: NDArray[np.int64] = np.minimum(series.seen // stride * stride - self._replayed, series.ring_points)
+        return missing
 
     def _grow(self) -> None:
         capacity = len(self._series.seen)
         if len(self._replayed) < capacity:
             self._replayed = extended(self._replayed, capacity)
+            self._beginnings = extended(self._beginnings, capacity)
             self._state = tuple(extended(array, capacity) for array in self._state)
 
 

@@ -37,7 +37,9 @@ class SeriesTable:
         self._slot_of: dict[str, int] = {}
         self.last_stamp = np.empty(0, np.int64)
         self.seen = np.empty(0, np.int64)
-        """Accepted points of each series since it was first seen."""
+        """Accepted points of each series since it began, or began anew."""
+        self.beginnings = np.empty(0, np.int64)
+        """How often each series has begun anew."""
         self._ring = np.empty((0, ring_points, n_features), np.float32)
 
     def __len__(self) -> int:
@@ -51,7 +53,7 @@ class SeriesTable:
     @property
     def bytes(self) -> int:
         """Memory held by rings, stamps and counts."""
-        return self._ring.nbytes + self.last_stamp.nbytes + self.seen.nbytes
+        return self._ring.nbytes + self.last_stamp.nbytes + self.seen.nbytes + self.beginnings.nbytes
 
     def slots(self, names: Sequence[str]) -> Slots:
         """The slot of each name; unseen names get a new one.
@@ -85,6 +87,18 @@ class SeriesTable:
         self.seen[slots] += 1
         self.last_stamp[slots] = stamps
 
+    def begin_anew(self, slots: Slots) -> None:
+        """Forgets the points of series after a gap; their last stamps stay."""
+        self.seen[slots] = 0
+        self.beginnings[slots] += 1
+
+    def newest(self, slots: Rows, points: int) -> NDArray[np.float32]:
+        """The last `points` raw points of series that have that many: [N, points, F], oldest first."""
+        at = (self.seen[slots][:, None] - np.arange(points, 0, -1)) % self.ring_points
+        rows = np.arange(slots.start, slots.stop) if isinstance(slots, slice) else slots
+        newest: NDArray[np.float32] = self._ring[rows[:, None], at]
+        return newest
+
     def recent(self, slot: int, points: int | None = None) -> NDArray[np.float32]:
         """The last `points` (default K) raw points of a series, oldest first: [min(points, seen, K), F]."""
         seen = int(self.seen[slot])
@@ -99,6 +113,7 @@ class SeriesTable:
         capacity = min(max(total, 2 * capacity, 64), max(self.max_series, total))
         self.last_stamp = extended(self.last_stamp, capacity, NO_STAMP)
         self.seen = extended(self.seen, capacity)
+        self.beginnings = extended(self.beginnings, capacity)
         self._ring = extended(self._ring, capacity)
 
 

@@ -40,10 +40,13 @@ class StampPolicy:
     Attributes:
         duplicate: `reject` a stamp equal to the last one, or `score` it (for sources that repeat stamps).
         max_ahead: Nanoseconds a stamp may lie beyond the clock; None switches the check off (row numbers, back-fills).
+        max_gap: A series that was silent for longer, in the units of its stamps, begins anew; None: it goes on where it
+            was, as if nothing had been missed.
     """
 
     duplicate: Literal["reject", "score"] = "reject"
     max_ahead: int | None = None
+    max_gap: int | None = None
 
 
 def judge(

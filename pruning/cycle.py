@@ -9,9 +9,11 @@ from time import perf_counter
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from detectors.errors import PreconditionError
 from detectors.training.export import step_graph
-from detectors.training.fit import HELD_OUT, FitOptions, Progress, lanes_over, seeded, silent, train
+from detectors.training.fit import HELD_OUT, FitOptions, Progress, chunks_over, partly, seeded, silent, train
 from detectors.training.fitted import Fitted
 from detectors.training.networks import Network
 from detectors.training.stretches import Stretches
@@ -25,7 +27,7 @@ from pruning.repair import remove_and_repair
 from pruning.search import Ladder, Rung, Units, climb, limits, said, stages, within
 
 STAGE_UPDATES = 120  # fine-tuning between stages; the last stage gets the rest
-UPDATES = 1000  # for chunks of 64 points a lane; as many more as chunks are shorter
+UPDATES = 1000
 CORRECTIONS = 3  # children built at most: one that misses the budget is taken a rung down
 FINAL_ROUNDS = 21  # of the measurement that decides
 MINIMUM_JUDGED = 60  # points of a run that calibration and the gate need beside the warm-up
@@ -43,7 +45,7 @@ class CycleOptions:
         seed: Same seed, parent and points: same child (measured times aside).
         update_parent: First train the parent on with the recent points.
         dry_run: Stop at the plan.
-        updates: Gradient steps of fine-tuning, over all stages; None: as many as suit the network.
+        updates: Gradient steps of fine-tuning each member of the network, over all stages.
         limits: Of the gate.
     """
 
@@ -51,12 +53,8 @@ class CycleOptions:
     seed: int = 0
     update_parent: bool = False
     dry_run: bool = False
-    updates: int | None = None
+    updates: int = UPDATES
     limits: GateLimits = field(default_factory=GateLimits)
-
-    def updates_for(self, network: Network) -> int:
-        """Gradient steps of fine-tuning for a network: the same number of points for all."""
-        return self.updates or UPDATES * 64 // network.chunk_points
 
 
 @dataclass(frozen=True)
@@ -105,14 +103,21 @@ def run_cycle(
 
     Raises:
         InvalidInputError: too few recent points.
+        PreconditionError: the network has nothing to prune.
     """
     how = options or CycleOptions()
+    if not prunable(parent.network):
+        raise PreconditionError(
+            f"the {parent.network.kind} network has no units that can be pruned yet.",
+            field="network",
+            hint="Fit a smaller one instead.",
+        )
     training, held_out = split(parent, recent)
     report = _Report(budget, held_out, parent_version, version, progress, clock)
 
     report.stage("update")
     dense, updated = update(parent, training, held_out, how, progress) if how.update_parent else (parent, False)
-    dense = dense.recalibrated(held_out)
+    dense = dense.recalibrated(held_out, training)
 
     report.stage("search")
     with seeded(how.seed):
@@ -121,7 +126,7 @@ def run_cycle(
     if target is None:
         return Candidate(report.infeasible(dense, ladder), dense, updated)
     if how.dry_run:
-        return Candidate(report.planned(dense, ladder, target, how.updates_for(dense.network)), dense, updated)
+        return Candidate(report.planned(dense, ladder, target, how.updates), dense, updated)
 
     cut = _Cut(dense, training, how, report)
     child, dense_time, child_time = _meet(budget, ladder, target, cut, held_out)
@@ -144,6 +149,44 @@ def run_cycle(
     return Candidate(outcome, dense, updated, child, how.criterion, cut.kept)
 
 
+def prune(
+    parent: Fitted,
+    rows: NDArray[np.float32],
+    *,
+    p50_seconds: float | None = None,
+    p99_seconds: float | None = None,
+    speedup: float | None = None,
+    size_bytes: int | None = None,
+    batch: int = 256,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Candidate:
+    """One cycle as a library call, for detectors that no hub hosts.
+
+    Args:
+        parent: What to prune; it stays as it is.
+        rows: Normal points [N, F] in the order of time.
+        p50_seconds: Budgets, see `pruning.outcome.Budget`; at least one is given.
+        p99_seconds: The same.
+        speedup: The same.
+        size_bytes: The same.
+        batch: Points a step.
+        seed: Of every random draw.
+        progress: Told about every stage.
+
+    Returns:
+        The candidate; `outcome.outcome` says whether the gate let it in, `child` is the pruned detector.
+
+    Raises:
+        InvalidInputError: too few rows, or no budget.
+        PreconditionError: the network has nothing to prune.
+    """
+    budget = Budget(p50_seconds, p99_seconds, speedup, size_bytes, batch)
+    data = Stretches.of([np.asarray(rows, np.float32)])
+    options = CycleOptions(seed=seed)
+    return run_cycle(parent, data, budget, parent_version=1, version=2, options=options, progress=progress)
+
+
 def split(parent: Fitted, recent: Stretches) -> tuple[Stretches, Stretches]:
     """Points to train on, and later ones to calibrate and judge on.
 
@@ -152,16 +195,16 @@ def split(parent: Fitted, recent: Stretches) -> tuple[Stretches, Stretches]:
     Raises:
         InvalidInputError: there are too few points for both.
     """
-    warm_up = parent.network.warm_up_points
+    warm_up, judged = parent.warm_up_points, MINIMUM_JUDGED * parent.network.stride
     recent = recent.longer_than(warm_up)
-    recent.require(2 * warm_up + 2 * MINIMUM_JUDGED, "a cycle")
+    recent.require(2 * warm_up + 2 * judged, "a cycle")
     for share in (HELD_OUT, 0.4, 0.5):
-        training, held_out = recent.split(share, context=warm_up, minimum=MINIMUM_JUDGED // 2)
-        training, held_out = training.longer_than(warm_up), held_out.longer_than(warm_up + MINIMUM_JUDGED // 2)
-        if sum(len(part) - warm_up for part in held_out.parts) >= MINIMUM_JUDGED:
+        training, held_out = recent.split(share, context=warm_up, minimum=judged // 2)
+        training, held_out = training.longer_than(warm_up), held_out.longer_than(warm_up + judged // 2)
+        if sum(len(part) - warm_up for part in held_out.parts) >= judged:
             break
-    training.require(warm_up + MINIMUM_JUDGED, "a cycle's fine-tuning")
-    held_out.require(warm_up + MINIMUM_JUDGED, "a cycle's gate")
+    training.require(warm_up + judged, "a cycle's fine-tuning")
+    held_out.require(warm_up + judged, "a cycle's gate")
     return training, held_out
 
 
@@ -170,15 +213,12 @@ def update(
 ) -> tuple[Fitted, bool]:
     """Trains a copy of the parent on with recent points; the old one stays where the new one is no better."""
     network = copy.deepcopy(parent.network)
-    updates = max(1, how.updates_for(network) // 2)
+    options = FitOptions(updates=max(1, how.updates // 2), learning_rate=UPDATE_RATE)
+    members = [member for member in network.members.values() if member.learned_by_gradient]
     with seeded(how.seed):
-        train(
-            network,
-            lanes_over(training, parent.scaler, network, how.seed),
-            updates,
-            FitOptions(learning_rate=UPDATE_RATE),
-            lambda _stage, done, message: progress("update", done, message),
-        )
+        for i, member in enumerate(members):
+            told = partly(lambda _stage, done, message: progress("update", done, message), i, len(members))
+            train(member, training, held_out, parent.scaler, options, how.seed, told)
     newer = parent.with_network(network)
     better = trimmed_error(newer, held_out) < trimmed_error(parent, held_out)
     return (newer, True) if better else (parent, False)
@@ -190,7 +230,7 @@ def _meet(
     """Builds the child, measures it beside its parent, and goes a rung down while it misses the budget."""
     rung = target
     for _ in range(CORRECTIONS):
-        child = cut.down_to(rung.units).recalibrated(held_out)
+        child = cut.down_to(rung.units).recalibrated(held_out, cut.training)
         cut.report.stage("measure")
         dense_graph, child_graph = step_graph(cut.parent), step_graph(child)
         dense_time, child_time = measure([dense_graph, child_graph], budget.batch, rounds=FINAL_ROUNDS)
@@ -206,7 +246,7 @@ class _Cut:
 
     def __init__(self, parent: Fitted, training: Stretches, how: CycleOptions, report: _Report) -> None:
         self.parent, self.report = parent, report
-        self._training, self._how = training, how
+        self.training, self._how = training, how
         self._network: Network = copy.deepcopy(parent.network)
         self._kept = {group.name: torch.arange(group.width) for group in prunable(parent.network)}
 
@@ -217,29 +257,40 @@ class _Cut:
 
     def down_to(self, units: Units) -> Fitted:
         """Prunes in stages, repairing and fine-tuning against the parent after each."""
-        how, parent = self._how, self.parent
-        updates = how.updates_for(parent.network)
+        how = self._how
         steps = stages({name: len(kept) for name, kept in self._kept.items()}, units)
         for i, widths in enumerate(steps):
             last = i == len(steps) - 1
-            self.report.stage("prune")
-            lanes = lanes_over(self._training, parent.scaler, self._network, how.seed + i)
-            values = importance(how.criterion, Evidence(self._network, lanes, how.seed))
-            keep = {name: values[name].topk(width).indices.sort().values for name, width in widths.items()}
-            self._network = remove_and_repair(self._network, keep, lanes)
-            self._kept = {name: self._kept[name][indices] for name, indices in keep.items()}
-            self.report.stage("fine-tune")
-            finetune(
-                self._network,
-                parent.network,
-                self._training,
-                parent.scaler,
-                updates=max(1, updates - STAGE_UPDATES * i) if last else min(STAGE_UPDATES, updates),
-                seed=how.seed + i,
-                progress=self.report.progress,
-            )
+            updates = max(1, how.updates - STAGE_UPDATES * i) if last else min(STAGE_UPDATES, how.updates)
+            members = dict(self._network.members)
+            for turn, name in enumerate(members):
+                told = partly(self.report.progress, turn, len(members))
+                members[name] = self._narrower(name, members[name], widths, how.seed + i, updates, told)
+            self._network = self._network.with_members(members)
         self.report.stage("calibrate")
-        return parent.with_network(self._network)
+        return self.parent.with_network(self._network)
+
+    def _narrower(
+        self, name: str, member: Network, widths: Units, seed: int, updates: int, progress: Progress
+    ) -> Network:
+        """One member cut, repaired and fine-tuned against the same member of the parent."""
+        groups = prunable(member)
+        if not groups:
+            return member
+        how, scaler = self._how, self.parent.scaler
+        self.report.stage("prune")
+        chunks = chunks_over(self.training, scaler, member, seed)
+        values = importance(how.criterion, Evidence(member, chunks, how.seed))
+        keep = {}
+        for group in groups:
+            full = f"{name}.{group.name}" if name else group.name
+            keep[group.name] = values[group.name].topk(widths[full]).indices.sort().values
+            self._kept[full] = self._kept[full][keep[group.name]]
+        narrow = remove_and_repair(member, keep, chunks)
+        self.report.stage("fine-tune")
+        teacher = self.parent.network.members[name]
+        finetune(narrow, teacher, self.training, scaler, updates=updates, seed=seed, progress=progress)
+        return narrow
 
 
 class _Report:

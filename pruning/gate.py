@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from detectors.training.fitted import Fitted, normalised, residuals
+from detectors.training.fitted import Fitted, mean_residuals
 from detectors.training.stretches import Stretches
-from pruning.injection import Events, inject
+from pruning.injection import inject
 from pruning.outcome import Budget, Check, Gate, Latency
 from pruning.search import limits, said
 
@@ -86,13 +85,13 @@ def judge(
         )
     )
     events = inject(
-        held_out,
+        held_out.filled(),
         parent.scaler.scale,
         per_kind=EVENTS_PER_KIND,
-        warm_up=max(parent.network.warm_up_points, child.network.warm_up_points),
+        warm_up=max(parent.warm_up_points, child.warm_up_points),
         rng=rng,
     )
-    ours, theirs = event_scores(child, events), event_scores(parent, events)
+    ours, theirs = child.trace(events.points).score, parent.trace(events.points).score
     checks += _alarm_checks(theirs, ours, limits_)
     drop, bound = injected_drop(theirs, ours, events.labels, rng)
     checks.append(
@@ -110,26 +109,8 @@ def judge(
 
 def trimmed_error(fitted: Fitted, points: Stretches) -> float:
     """Mean squared residual in scaled units, before normalisation, without the worst `TRIM` of the points."""
-    errors = np.concatenate(
-        [
-            np.square(block).mean(axis=(1, 2))
-            for part in points.parts
-            for block in residuals(fitted.network, fitted.scaler(part))
-        ]
-    )
-    errors = np.sort(errors[np.isfinite(errors)])
+    errors = np.sort(np.concatenate(list(mean_residuals(fitted.network, fitted.scaler, points))))
     return float(errors[: max(1, len(errors) - int(len(errors) * TRIM))].mean())
-
-
-@torch.no_grad()
-def event_scores(fitted: Fitted, events: Events) -> FloatArray:
-    """Scores [E, T] of each event from a fresh state; NaN while warming up."""
-    scaled = torch.from_numpy(fitted.scaler(events.points))
-    residual = fitted.network(scaled, fitted.network.fresh(len(scaled))).residual.numpy()  # [E, T, R, F]
-    error = normalised(residual.reshape(-1, *residual.shape[2:]), fitted.residual).reshape(residual.shape[:2])
-    score = fitted.calibration.score(error)
-    score[:, : fitted.network.warm_up_points] = np.nan
-    return score
 
 
 def injected_drop(

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from detectors.errors import InvalidInputError
-from detectors.training.fit import Runner, trimmed_mean
-from detectors.training.fitted import mean_square
+from detectors.training.fit import Runner, training_loss
 from detectors.training.networks import Group, Network, Slice
-from detectors.training.stretches import Lanes
+from detectors.training.stretches import Lanes, Windows
 from pruning.groups import prunable
 
 BATCHES = 16  # chunks that gradients are averaged over
@@ -24,7 +23,7 @@ class Evidence:
     """What a criterion may look at."""
 
     network: Network
-    lanes: Lanes
+    chunks: Lanes | Windows
     seed: int
 
 
@@ -76,9 +75,9 @@ def by_taylor(evidence: Evidence) -> Scores:
     groups = prunable(network)
     scores = {group.name: torch.zeros(group.width) for group in groups}
     parameters = dict(network.named_parameters())
-    for chunk in islice(evidence.lanes.chunks(BATCHES), BATCHES):
+    for chunk in islice(evidence.chunks.chunks(BATCHES), BATCHES):
         network.zero_grad(set_to_none=True)
-        trimmed_mean(mean_square(run(chunk).residual), chunk.counted).backward()  # type: ignore[no-untyped-call]
+        training_loss(run(chunk), chunk.counted).backward()  # type: ignore[no-untyped-call]
         for group in groups:
             change = torch.zeros(group.width)
             for where in group.consumers:

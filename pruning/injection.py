@@ -78,7 +78,8 @@ def disturb(points: FloatArray, kind: str, scale: FloatArray, rng: np.random.Gen
     """Disturbs one place of a stretch [T, F], in place, from point `first` on."""
     length, n_features = points.shape
     longest = min(LENGTHS[1], length - first)
-    span = int(rng.integers(1, 4)) if kind == "spike" else int(rng.integers(min(LENGTHS[0], longest), longest + 1))
+    shortest, longest = (1, min(3, longest)) if kind == "spike" else (min(LENGTHS[0], longest), longest)
+    span = int(rng.integers(shortest, longest + 1))
     at = int(rng.integers(first, length - span + 1))
     features = rng.permutation(n_features)[: max(1, round(n_features * rng.uniform(0.1, 0.4)))]
     window = np.ix_(np.arange(at, at + span), features)

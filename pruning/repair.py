@@ -3,6 +3,9 @@
 Each dropped unit is regressed (ridge) on the kept ones over activations of the network before surgery; the map is
 folded into every consumer, its constant into the consumer's bias. No gradient step. In the spirit of ThiNet (Luo et al.
 2017) and of reconstruction-based channel pruning (He et al. 2017), with recurrent weights as one more consumer.
+
+The bias of a convolution takes the constant summed over the kernel: exact but near a window's ends, where taps hang
+over. That of a transposed one takes it on average over the positions that share the kernel's taps.
 """
 
 from __future__ import annotations
@@ -14,18 +17,19 @@ from torch import Tensor
 
 from detectors.training.fit import Runner
 from detectors.training.networks import Group, Network
-from detectors.training.stretches import Lanes
+from detectors.training.stretches import Lanes, Windows
 from pruning.groups import Keep, checked, dropped
 from pruning.surgery import remove
 
 RIDGE = 1e-3  # of the mean variance of the kept units
 CHUNKS = 8
+ROWS = 4096  # of a chunk: what filters say at every position of a window is more than a regression needs
 
 
-def remove_and_repair(network: Network, keep: Keep, lanes: Lanes) -> Network:
+def remove_and_repair(network: Network, keep: Keep, chunks: Lanes | Windows) -> Network:
     """Removes units as `surgery.remove` does and lets the kept ones take over what they can."""
     kept = checked(network, keep)
-    seen = activations(network, lanes)
+    seen = activations(network, chunks)
     prepared = copy.deepcopy(network)
     with torch.no_grad():
         for group in network.groups():
@@ -34,14 +38,14 @@ def remove_and_repair(network: Network, keep: Keep, lanes: Lanes) -> Network:
 
 
 @torch.no_grad()
-def activations(network: Network, lanes: Lanes) -> dict[str, Tensor]:
+def activations(network: Network, chunks: Lanes | Windows) -> dict[str, Tensor]:
     """Units' outputs on normal points: {group: [N, H]}."""
     run = Runner(network)
     seen: dict[str, list[Tensor]] = {group.name: [] for group in network.groups()}
-    for chunk in lanes.chunks(CHUNKS):
+    for chunk in chunks.chunks(CHUNKS):
         out = run(chunk)
         for name, values in out.activations.items():
-            seen[name].append(values[chunk.counted])
+            seen[name].append(_rows(values[chunk.counted]))
     return {name: torch.cat(parts) for name, parts in seen.items()}
 
 
@@ -54,12 +58,21 @@ def fold(network: Network, group: Group, keep: Tensor, seen: Tensor) -> None:
     tensors = network.state_dict()
     for where in group.consumers:
         weight = tensors[where.tensor]
-        assert (where.blocks, where.axis) == (1, 1), "consumers read units along the second axis"
-        lost = weight[:, gone]  # [out, D]
         mapping, constant = mapping.to(weight.dtype), constant.to(weight.dtype)
-        weight[:, keep] += lost @ mapping.T
+        by_unit = weight.movedim(where.axis, 0).unflatten(0, (where.blocks, group.width))  # a view
+        lost = by_unit[:, gone]  # [blocks, D, out, ...]
+        by_unit[:, keep] += torch.einsum("kd,bd...->bk...", mapping, lost)
         if where.bias is not None:
-            tensors[where.bias] += lost @ constant
+            said = torch.einsum("d,bd...->...", constant, lost)  # [out, ...]
+            tensors[where.bias] += said.reshape(len(said), -1).sum(dim=1) / where.phases
+
+
+def _rows(values: Tensor) -> Tensor:
+    """[N, ..., H] -> [n, H]: units that speak several times for a point are heard each time, up to `ROWS` in all."""
+    flat = values.flatten(0, -2)
+    if len(flat) <= ROWS:
+        return flat
+    return flat[torch.randperm(len(flat), generator=torch.Generator().manual_seed(0))[:ROWS]]
 
 
 def regress(kept: Tensor, gone: Tensor) -> tuple[Tensor, Tensor]:

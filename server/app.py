@@ -55,7 +55,12 @@ class Hub:
         self.settings = settings
         self.metrics = Metrics(registry or CollectorRegistry())
         self.store = Store.open(settings.store)
-        self.host = Host(self.metrics, ring_points=settings.ring_points, clock=lambda: int(clock() * 1e9))
+        self.host = Host(
+            self.metrics,
+            ring_points=settings.ring_points,
+            clock=lambda: int(clock() * 1e9),
+            book=self.store.catalog,
+        )
         self.roster = Roster(self.store, self.host, settings, self.metrics)
         self.operations = Operations(self.store.catalog)
         self.maintenance = Maintenance(self.roster, self.operations, self.metrics, command=trainer, clock=clock)
@@ -77,7 +82,7 @@ class Hub:
         )
 
     async def stop(self) -> None:
-        """Drains: NOT_SERVING first, the trainer ends, calls end, points become durable, the store is let go."""
+        """Drains: NOT_SERVING first, the trainer ends, calls end, what was seen becomes durable, the store is free."""
         await self.listener.announce_end()
         for loop in self._loops:
             loop.cancel()
@@ -112,7 +117,7 @@ class Hub:
             await asyncio.sleep(self.settings.history_flush_seconds)
             try:
                 await self.roster.learn_features()
-                await self.host.flush()
+                await asyncio.shield(self.host.flush())  # draining waits for it: never two writers of a history
             except Exception:
                 logger.exception("histories could not be written; it will be tried again")
 

@@ -52,7 +52,7 @@ class Catalog(Journal):
             return [DetectorRow(**row) for row in connection.execute(query).mappings()]
 
     def delete_detector(self, name: str) -> list[str]:
-        """Forgets a detector with its versions and cycles; returns the hashes of its bundles, now unnamed."""
+        """Forgets a detector with all that is known of it; returns the hashes of its bundles, now unnamed."""
         with self._writing() as connection:
             rows.require_detector(connection, name)
             query = select(schema.bundles.c.hash).where(schema.bundles.c.detector == name)

@@ -12,21 +12,24 @@ from rich.console import Console
 from rich.text import Text
 
 from detectors.errors import PrunewatchError
+from server.commands.anomalies import anomalies
 from server.commands.edge import edge, export
 from server.commands.fit import fit
 from server.commands.healthcheck import healthcheck
+from server.commands.plot import plot
 from server.commands.prune import prune
 from server.commands.score import score
 from server.commands.serve import demo, serve, validate
 from server.commands.serving import delete, pin, rollback, unpin
 from server.commands.show import show
+from server.commands.tune import tune
 
 ERROR = 2
 """Exit code of what the user can mend; the same as for wrong options."""
 INTERRUPTED = 130
 
 PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
-    "Detect": (fit, score, show),
+    "Detect": (fit, tune, score, plot, anomalies, show),
     "Shrink": (prune, rollback, pin, unpin, delete),
     "Run": (serve, validate, healthcheck, edge, export, demo),
 }

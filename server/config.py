@@ -180,18 +180,42 @@ class Gate(_Section):
     """How much less average precision on injected anomalies is allowed."""
 
 
+class ErrorSettings(_Section):
+    """How what the network got wrong becomes one error. Takes effect with the next fit."""
+
+    half_life: float = Field(default=5.0, ge=0, le=10_000)
+    """Points after which an error counts half: anomalies last, noise does not. 0: no smoothing, no delay."""
+    aggregate: Literal["mean", "worst"] = "worst"
+    """Over the features: the mean of all, or of the worst quarter (eight at least)."""
+
+
 class Retention(_Section):
     """How many points are kept for training; the oldest go first."""
 
     max_rows: int = Field(default=200_000, ge=1)
     max_bytes: Bytes = 256 << 20
+    max_anomalies: int = Field(default=10_000, ge=0)
+    """Anomalies kept for `ListAnomalies`; the oldest go first."""
+
+
+NetworkKind = Literal[
+    "ensemble",
+    "lstm",
+    "gru",
+    "autoencoder",
+    "conv_autoencoder",
+    "lstm_autoencoder",
+    "variational_autoencoder",
+    "isolation_forest",
+]
+"""What `detectors.training.networks.KINDS` offers, without importing torch."""
 
 
 class DetectorConfig(_Section):
     """How one detector learns, alarms and is kept inside its budgets."""
 
-    network: Literal["lstm", "autoencoder"] = "lstm"
-    """`lstm` forecasts the next point; `autoencoder` rebuilds the last window."""
+    network: NetworkKind = "lstm"
+    """What learns: see `docs/networks.md`."""
     options: dict[str, int | float | str | bool] = {}
     """Sizes of the parent that differ from the network's defaults (`window`, `layers`, ...)."""
     features: list[FeatureName] | None = Field(default=None, min_length=1, max_length=4096)
@@ -203,14 +227,24 @@ class DetectorConfig(_Section):
     seed: int = Field(default=0, ge=0, lt=2**31)
     fit_after: int | None = Field(default=None, ge=1)
     """Fit by itself once so many points have been seen; None: wait to be asked."""
+    learning_rate: float = Field(default=3e-3, gt=0, lt=1)
+    """Of a fit, at its beginning."""
+    contamination: float = Field(default=0.0, ge=0, lt=0.5)
+    """Part of the points of a fit that may be anomalies: the worst are neither learned from nor called normal."""
+    error: ErrorSettings = ErrorSettings()
     schedule: Schedule = Schedule()
     gate: Gate = Gate()
     time: Literal["stamp", "index"] = "stamp"
     """Stamps are nanoseconds since the epoch, or row numbers."""
     duplicate: Literal["reject", "score"] = "reject"
     """What to do with a stamp equal to the last one of its series."""
+    missing: Literal["reject", "carry"] = "reject"
+    """Points that lack values (NaN): not taken, or the last value is carried on and contributes nothing to the error.
+    Takes effect with the next fit."""
     max_ahead: Seconds | None = 3600.0
     """How far a stamp may lie beyond the clock; None: any distance. Has no effect with `time: index`."""
+    max_gap: Seconds | None = None
+    """A series that was silent for longer begins anew; None: it goes on where it was. No effect with `time: index`."""
     max_series: int = Field(default=100_000, ge=1)
     """Series with a state of their own; more are refused."""
     history: Retention = Retention()
@@ -219,6 +253,11 @@ class DetectorConfig(_Section):
     def threshold(self) -> float:
         """The score from which a point (`score >= threshold`) is an anomaly; exactly a float32, as on the wire."""
         return float(np.float32(-math.log10(self.false_alarm_rate)))
+
+    @property
+    def gap_nanoseconds(self) -> int | None:
+        """`max_gap` in the units of stamps."""
+        return None if self.max_gap is None or self.time == "index" else int(self.max_gap * 1e9)
 
     @model_validator(mode="after")
     def _features_differ(self) -> Self:

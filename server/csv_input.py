@@ -1,7 +1,7 @@
 """Points from a CSV file: first column the stamp, then one column for each feature. numpy only.
 
 Stamps are ISO-8601 (without an offset they are UTC) or integers; all rows alike. An empty cell or `nan` is a missing
-value. A column called `label` is left out: labels are for judging, not for learning.
+value. A column called `label` is no feature: labels are for judging, not for learning.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import csv
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from detectors.errors import InvalidInputError, NotFoundError
 
 LABEL = "label"
+NORMAL = {"false", "no", "normal"}
+"""Labels of normal rows, beside 0 and nothing."""
 LARGEST = float(np.finfo(np.float32).max)
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _INTEGER = re.compile(r"[+-]?\d+")
@@ -38,6 +40,8 @@ class Table:
         stamp_text: [N] stamps as they were written.
         values: [N, F]; NaN where a value is missing.
         lines: [N] line numbers in the file.
+        labels: [N], true where the column `label` says something else than 0, `false`, `no`, `normal` or nothing; None
+            where there is no such column.
     """
 
     path: Path
@@ -46,6 +50,7 @@ class Table:
     stamp_text: list[str]
     values: NDArray[np.float32]
     lines: NDArray[np.int64]
+    labels: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.stamps)
@@ -70,22 +75,41 @@ class Table:
                 hint=f"The detector takes {len(features)}: {_listed(features)}.",
             )
         columns = [self.features.index(name) for name in features]
-        return Table(self.path, list(features), self.stamps, self.stamp_text, self.values[:, columns], self.lines)
+        return replace(self, features=list(features), values=self.values[:, columns])
 
-    def require_ascending(self) -> None:
-        """Refuses rows that go back in time: runs of consecutive points could not be told.
+    def in_time_order(self, *, keep_repeated: bool = False) -> tuple[Table, int]:
+        """Without the rows whose stamp is not later than all before, as a stream takes them; and how many those are.
+
+        Args:
+            keep_repeated: Take rows whose stamp equals the last one.
 
         Raises:
-            InvalidInputError: names the first such line.
+            InvalidInputError: they are more than a tenth: the file is not in the order of time. Names the first.
         """
-        back = np.flatnonzero(self.stamps[1:] < self.stamps[:-1])
-        if len(back):
-            row = int(back[0]) + 1
+        before = np.maximum.accumulate(self.stamps)[:-1]
+        later = self.stamps[1:] >= before if keep_repeated else self.stamps[1:] > before
+        taken = np.r_[True, later]
+        gone = int(np.count_nonzero(~taken))
+        if gone * 10 > len(self):
+            row = int(np.flatnonzero(~taken)[0])
             raise InvalidInputError(
-                f"line {self.lines[row]}: {self.stamp_text[row]!r} is before {self.stamp_text[row - 1]!r}.",
+                f"line {self.lines[row]}: {self.stamp_text[row]!r} is not after {self.stamp_text[row - 1]!r}, and so "
+                f"on: {gone} of {len(self)} rows go back or repeat.",
                 field=str(self.path),
-                hint="Sort the file by its first column.",
+                hint="Sort the file by its first column, each time once.",
             )
+        return self.of_rows(np.flatnonzero(taken)), gone
+
+    def of_rows(self, rows: NDArray[np.int64]) -> Table:
+        """Some of its rows."""
+        return replace(
+            self,
+            stamps=self.stamps[rows],
+            stamp_text=[self.stamp_text[row] for row in rows],
+            values=self.values[rows],
+            lines=self.lines[rows],
+            labels=None if self.labels is None else self.labels[rows],
+        )
 
 
 def read_csv(path: Path) -> Table:
@@ -106,6 +130,34 @@ def read_csv(path: Path) -> Table:
         raise InvalidInputError("is not UTF-8 text.", field=str(path), hint="Save it as a UTF-8 CSV.") from error
     except csv.Error as error:
         raise InvalidInputError(f"is not CSV: {error}.", field=str(path)) from error
+
+
+def stamp_of(text: str) -> int:
+    """A stamp as the first column has it, ISO-8601 or an integer.
+
+    Raises:
+        ValueError: it is neither.
+
+    >>> stamp_of("1970-01-01T00:00:01Z"), stamp_of("42")
+    (1000000000, 42)
+    """
+    return _integer_stamp(text) if _INTEGER.fullmatch(text) else _iso_stamp(text)
+
+
+def is_integer(text: str) -> bool:
+    """Whether a stamp is written as an integer."""
+    return bool(_INTEGER.fullmatch(text))
+
+
+def iso_text(stamp: int) -> str:
+    """A stamp of nanoseconds since the epoch as ISO-8601, with as many digits as it needs.
+
+    >>> iso_text(1_000_000_002), iso_text(1_500_000_000), iso_text(-1_000_000_000)
+    ('1970-01-01T00:00:01.000000002Z', '1970-01-01T00:00:01.5Z', '1969-12-31T23:59:59Z')
+    """
+    seconds, nanoseconds = divmod(stamp, 10**9)
+    fraction = f".{nanoseconds:09}".rstrip("0") if nanoseconds else ""
+    return f"{_EPOCH + timedelta(seconds=seconds):%Y-%m-%dT%H:%M:%S}{fraction}Z"
 
 
 def joined(
@@ -140,10 +192,12 @@ def joined(
 def _read(rows: Iterator[list[str]], path: Path) -> Table:
     header = [cell.strip() for cell in next(rows, [])]
     columns = _feature_columns(header, path)
+    label = next((column for column, name in enumerate(header) if column and name.lower() == LABEL), None)
     stamps: list[int] = []
     texts: list[str] = []
     lines: list[int] = []
     values: list[list[float]] = []
+    labels: list[bool] = []
     stamp_of: Callable[[str], int] | None = None
     for line, row in enumerate(rows, start=2):
         if not row:
@@ -167,6 +221,8 @@ def _read(rows: Iterator[list[str]], path: Path) -> Table:
         values.append([_number(row[column], line, header[column], path) for column in columns])
         texts.append(text)
         lines.append(line)
+        if label is not None:
+            labels.append(_is_labelled(row[label]))
     if not stamps:
         raise InvalidInputError("has no rows after its header.", field=str(path))
     return Table(
@@ -176,6 +232,7 @@ def _read(rows: Iterator[list[str]], path: Path) -> Table:
         texts,
         np.array(values, np.float32),
         np.array(lines, np.int64),
+        None if label is None else np.array(labels, np.bool_),
     )
 
 
@@ -224,6 +281,18 @@ def _number(cell: str, line: int, column: str, path: Path) -> float:
             hint="Leave the cell empty if the value is missing.",
         )
     return value
+
+
+def _is_labelled(cell: str) -> bool:
+    """Whether a label marks its row.
+
+    >>> [_is_labelled(cell) for cell in ("1", "0.0", " ", "nan", "False", "leak")]
+    [True, False, False, False, False, True]
+    """
+    text = cell.strip().lower()
+    if not _is_number(text):
+        return bool(text) and text not in NORMAL
+    return float(text) != 0 and not math.isnan(float(text))
 
 
 def _is_number(cell: str) -> bool:

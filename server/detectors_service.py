@@ -15,10 +15,12 @@ from prunewatch.v1 import detectors_pb2 as pb
 from prunewatch.v1.detectors_pb2_grpc import DetectorServiceServicer
 from server.config import HUB
 from server.interceptors import readable
+from server.jobs import configured_like
 from server.maintenance import Maintenance
-from server.messages import config_fields, detector_message, page_of, version_message
+from server.messages import config_fields, detector_message, version_message
 from server.names import detector_id, detector_name
 from server.operations import operation_message
+from server.paging import page_of
 from server.roster import Roster
 from server.uploads import Receiver, Upload
 
@@ -64,7 +66,8 @@ class DetectorServicer(DetectorServiceServicer):
     async def FitDetector(self, request: pb.FitDetectorRequest, context: Context) -> operations_pb2.Operation:
         """Begins a fit on the history."""
         seed = request.seed if request.HasField("seed") else None
-        return operation_message(await self._maintenance.fit(detector_id(request.name), seed=seed))
+        start = detector_id(request.start_from, "start_from") if request.start_from else None
+        return operation_message(await self._maintenance.fit(detector_id(request.name), seed=seed, start_from=start))
 
     async def FitDetectorFromUpload(
         self, request_iterator: AsyncIterator[pb.FitDetectorFromUploadRequest], context: Context
@@ -93,14 +96,19 @@ class DetectorServicer(DetectorServiceServicer):
 
     async def _fit_upload(self, header: pb.FitHeader, upload: Upload) -> Any:
         name = detector_id(header.name, "header.name")
+        start = detector_id(header.start_from, "header.start_from") if header.start_from else None
+        if start is not None:
+            self._roster.host.get(start)
         if name not in self._roster.host:
             fields = config_fields(header.config)
+            if start is not None:
+                fields = {**configured_like(self._roster.config_of(start).model_dump(mode="json")), **fields}
             fields.setdefault("features", list(upload.features))
             await self._roster.create(name, fields, "header.config")
         hosted = self._roster.host.get(name)
         upload = upload.in_order_of(hosted.features)
         seed = header.seed if header.HasField("seed") else None
-        return await self._maintenance.fit(name, upload=upload, seed=seed)
+        return await self._maintenance.fit(name, upload=upload, seed=seed, start_from=start)
 
     async def ListVersions(self, request: pb.ListVersionsRequest, context: Context) -> pb.ListVersionsResponse:
         """A page of versions, newest first."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from detectors.errors import NotFoundError
+from server.anomaly_keeping import AnomalyBook, AnomalyKeeper
 from server.config import DetectorConfig
 from server.hosted import HostedDetector
 from server.metrics import Metrics
@@ -20,11 +21,21 @@ class Host:
         metrics: Where they count.
         ring_points: Raw points kept of each series.
         clock: Nanoseconds since the epoch.
+        book: Keeps anomalies for good; None: they are only announced.
     """
 
-    def __init__(self, metrics: Metrics, *, ring_points: int = 256, clock: Callable[[], int] = time.time_ns) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        *,
+        ring_points: int = 256,
+        clock: Callable[[], int] = time.time_ns,
+        book: AnomalyBook | None = None,
+    ) -> None:
         self.metrics = metrics
         self.watchers = Watchers(metrics.watch_dropped.inc)
+        self.anomalies = AnomalyKeeper(book) if book is not None else None
+        """What was found; None where nothing is kept."""
         self._ring_points = ring_points
         self._clock = clock
         self._detectors: dict[str, HostedDetector] = {}
@@ -52,12 +63,15 @@ class Host:
 
     def add(self, name: str, config: DetectorConfig, features: Sequence[str] | None = None) -> HostedDetector:
         """Begins to host a detector that learns."""
+        metrics = self.metrics.for_detector(name)
+        keeper, limit = self.anomalies, config.history.max_anomalies
         hosted = HostedDetector(
             name,
             config,
             ring_points=self._ring_points,
-            metrics=self.metrics.for_detector(name),
+            metrics=metrics,
             watchers=self.watchers,
+            found=None if keeper is None else keeper.begin(name, limit, metrics.anomalies_dropped.inc),
             features=features,
             clock=self._clock,
         )
@@ -69,6 +83,14 @@ class Host:
         if (hosted := self._detectors.pop(name, None)) is not None:
             hosted.deleted = True
             self.metrics.forget(name)
+            if self.anomalies is not None:
+                self.anomalies.end(name)
+
+    async def settle(self, removed: HostedDetector) -> None:
+        """Waits until nothing of a detector that was removed is being written any more."""
+        await removed.settle()
+        if self.anomalies is not None:
+            await self.anomalies.settle()
 
     def observe(self) -> None:
         """Refreshes the gauges of all detectors."""
@@ -76,5 +98,6 @@ class Host:
             hosted.observe()
 
     async def flush(self) -> None:
-        """Makes the points of all detectors durable."""
-        await asyncio.gather(*(hosted.flush() for hosted in self))
+        """Makes the points and anomalies of all detectors durable."""
+        histories = (hosted.flush() for hosted in self)
+        await asyncio.gather(*histories, *([self.anomalies.flush()] if self.anomalies is not None else ()))

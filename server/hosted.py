@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +17,18 @@ from detectors.runtime import FloatArray
 from detectors.scorer import Scored, Scorer, Served, merged
 from detectors.series import Rows
 from detectors.stamps import NO_STAMP, StampPolicy, Status
+from server.anomalies import Found, top_shares
+from server.anomaly_keeping import AnomalyBuffer
 from server.config import DetectorConfig
 from server.keeping import HistoryBuffer, HistorySink, Kept, write
 from server.learning import LEARNING_VERSION, learning
 from server.metrics import DetectorMetrics
 from server.tracks import Index, Track
-from server.watchers import Anomaly, Watchers
+from server.watchers import Watchers
 
 LAST_TAKEN = int(Status.NOT_DUE)
 """Points with a status up to this were taken."""
 BREATH_SECONDS = 5e-3  # a request of many rounds lets others in after this long
-TOP_FEATURES = 3
 logger = logging.getLogger(__name__)
 
 
@@ -61,6 +62,7 @@ class HostedDetector:
         ring_points: Raw points kept of each series.
         metrics: Its families.
         watchers: Told of anomalies.
+        found: Keeps anomalies; None: nobody asks for them later.
         features: Column names; None until the first points bring them.
         clock: Nanoseconds since the epoch, for `max_ahead`.
     """
@@ -73,6 +75,7 @@ class HostedDetector:
         ring_points: int,
         metrics: DetectorMetrics,
         watchers: Watchers,
+        found: AnomalyBuffer | None = None,
         features: Sequence[str] | None = None,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -91,10 +94,11 @@ class HostedDetector:
         self.features: tuple[str, ...] | None = tuple(features) if features is not None else None
         self._ring_points = ring_points
         self._watchers = watchers
+        self._found = found
         self._clock = clock
         ahead = None if config.time == "index" or config.max_ahead is None else int(config.max_ahead * 1e9)
-        self._policy = StampPolicy(duplicate=config.duplicate, max_ahead=ahead)
-        self._scorer = self._fresh(learning(len(self.features))) if self.features else None
+        self._policy = StampPolicy(duplicate=config.duplicate, max_ahead=ahead, max_gap=config.gap_nanoseconds)
+        self._scorer = self._fresh(self._learning(len(self.features))) if self.features else None
         self._buffer = HistoryBuffer(config.history.max_rows, metrics.history_dropped.inc)
         self._writing = asyncio.Lock()
         self._swapping = asyncio.Lock()
@@ -115,7 +119,10 @@ class HostedDetector:
     def take_width(self, n_features: int) -> None:
         """Fixes the features of a detector that had none: it has seen points of that many."""
         self.features = tuple(f"f{i + 1}" for i in range(n_features))
-        self._scorer = self._fresh(learning(n_features))
+        self._scorer = self._fresh(self._learning(n_features))
+
+    def _learning(self, n_features: int) -> Served:
+        return learning(n_features, takes_missing=self.config.missing == "carry")
 
     def track(self, *, ephemeral: bool) -> Track:
         """A place for the series of a new request or stream.
@@ -221,9 +228,8 @@ class HostedDetector:
         scored, flagged = outcome.scored, outcome.flagged
         anomalies = int(np.count_nonzero(flagged))
         self.metrics.count(scored.status, anomalies)
-        if anomalies and (listeners := self._watchers.of(self.name)):
-            for i in np.flatnonzero(flagged).tolist():
-                self._watchers.publish(self._anomaly(outcome, names[index[i]], i), listeners)
+        if anomalies and not self.deleted:
+            self._announce(outcome, names, index)
         taken = scored.status <= LAST_TAKEN
         self.accepted += (n := int(np.count_nonzero(taken)))
         if not n or (self.history is None and self.served is not None):
@@ -231,20 +237,32 @@ class HostedDetector:
         kept = Kept(names, index, outcome.stamps, values, scored.score, flagged)
         self._buffer.append(kept if n == len(taken) else kept.only(taken))
 
-    def _anomaly(self, outcome: Outcome, series: str, i: int) -> Anomaly:
-        contribution = outcome.scored.contribution[i]
-        total = float(contribution.sum()) or 1.0
-        top = np.argsort(-contribution)[:TOP_FEATURES].tolist()
-        features = self.features or ()
-        return Anomaly(
+    def _announce(self, outcome: Outcome, names: list[str], index: Index) -> None:
+        """Tells listeners of the anomalies of a request, and has them kept."""
+        listeners = self._watchers.of(self.name)
+        if self._found is None and not listeners:
+            return
+        rows = np.flatnonzero(outcome.flagged)
+        rows = rows[np.argsort(outcome.stamps[rows], kind="stable")]
+        versions = outcome.point_versions
+        top, shares = top_shares(outcome.scored.contribution[rows])
+        found = Found(
             detector=self.name,
-            series=series,
-            stamp=int(outcome.stamps[i]),
-            score=float(outcome.scored.score[i]),
+            features=self.features or (),
+            series=[names[i] for i in index[rows].tolist()],
+            stamps=outcome.stamps[rows],
+            scores=outcome.scored.score[rows],
+            versions=np.full(len(rows), outcome.version, np.int64) if versions is None else versions[rows],
+            top=top,
+            shares=shares,
             threshold=outcome.threshold,
-            version=outcome.version if outcome.point_versions is None else int(outcome.point_versions[i]),
-            shares=tuple((features[feature], float(contribution[feature]) / total) for feature in top),
+            found=self._clock() / 1e9,
         )
+        if self._found is not None:
+            self._found.add(found)
+        if listeners:
+            for anomaly in found:
+                self._watchers.publish(anomaly, listeners)
 
     @property
     def points_kept(self) -> int:
@@ -254,7 +272,7 @@ class HostedDetector:
     async def flush(self) -> None:
         """Makes the points so far durable; on a full disk they stay in memory, the newest ones at least."""
         async with self._writing:
-            sink = self.history
+            sink = None if self.deleted else self.history
             if sink is None or not (self._buffer.rows or self._buffer.stalled):
                 return
             try:
@@ -265,6 +283,11 @@ class HostedDetector:
             except OSError:
                 self._buffer.stalled = True
                 logger.exception("history of %s could not be written; it will be tried again", self.name)
+
+    async def settle(self) -> None:
+        """Waits for a write of the history that is running."""
+        async with self._writing:
+            return
 
     async def history_paths(self) -> list[Path]:
         """Makes the points so far durable; returns the files that hold them, oldest first."""
@@ -319,7 +342,7 @@ class HostedDetector:
         if scorer is None or self.served is None or self._can_follow(scorer, served):
             return  # what learns only begins anew when it can not follow
         raise PreconditionError(
-            f"version {served.version} takes {served.runtime.n_features} features and {served.warm_up_points} points "
+            f"version {served.version} takes {served.runtime.n_features} features and {served.ring_points} points "
             f"to warm up; the live series hold {scorer.series.n_features} features and {scorer.series.ring_points} "
             "points.",
             field="version",
@@ -328,9 +351,7 @@ class HostedDetector:
 
     @staticmethod
     def _can_follow(scorer: Scorer, served: Served) -> bool:
-        return (
-            served.runtime.n_features == scorer.series.n_features and served.warm_up_points <= scorer.series.ring_points
-        )
+        return served.runtime.n_features == scorer.series.n_features and served.ring_points <= scorer.series.ring_points
 
     @staticmethod
     async def _follow(scorer: Scorer, served: Served) -> None:
@@ -348,7 +369,7 @@ class HostedDetector:
         scorer.flip(successor)
 
     def _fresh(self, served: Served, *, alone: bool = False) -> Scorer:
-        policy = StampPolicy(duplicate=self._policy.duplicate) if alone else self._policy
+        policy = replace(self._policy, max_ahead=None) if alone else self._policy
         return Scorer(
             served,
             policy=policy,

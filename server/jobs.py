@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from detectors.errors import PreconditionError
-from server.config import DEFAULT_BATCH, Budget, DetectorConfig, check_device_class
+from server.config import DEFAULT_BATCH, HUB, Budget, DetectorConfig, check_device_class
 from server.records import VersionRow
 from server.store import Store
 
@@ -24,6 +24,7 @@ def fit_job(
     version: int,
     batch: int = DEFAULT_BATCH,
     seed: int | None = None,
+    start: str | None = None,
     threads: int = TRAINING_THREADS,
 ) -> dict[str, Any]:
     """Fit a new parent on the points of `history`.
@@ -37,6 +38,7 @@ def fit_job(
         version: The number that the parent gets.
         batch: Points a step when it is measured.
         seed: Instead of the configured one.
+        start: Hash of the parent whose weights to begin with; None: random ones.
         threads: For training.
     """
     return {
@@ -45,7 +47,11 @@ def fit_job(
         "detector": name,
         "version": version,
         "network": config.network,
-        "options": config.options,
+        "options": {} if start else config.options,
+        "start": start,
+        "learning": {"learning_rate": config.learning_rate, "contamination": config.contamination},
+        "error": {**config.error.model_dump(), "missing": config.missing},
+        "max_gap": config.gap_nanoseconds,
         "features": list(features),
         "history": [str(path) for path in history],
         "batch": batch,
@@ -103,11 +109,27 @@ def cycle_job(
         "history": [str(path) for path in history],
         "budget": budget.for_trainer(),
         "gate": config.gate.model_dump(),
+        "max_gap": config.gap_nanoseconds,
         "seed": config.seed if seed is None else seed,
         "update_parent": update_parent,
         "dry_run": dry_run,
         "threads": threads,
     }
+
+
+def configured_like(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a detector takes over from the one whose weights it begins with: its network and how errors are made."""
+    return {key: config[key] for key in ("network", "options", "error", "missing") if key in config}
+
+
+def start_hash(store: Store, name: str) -> str:
+    """Hash of the dense parent that a fit can begin with.
+
+    Raises:
+        PreconditionError: nothing has been fitted yet.
+    """
+    store.catalog.get_detector(name)
+    return parent_version(store, name, HUB).parent_hash
 
 
 def parent_version(store: Store, name: str, device_class: str) -> VersionRow:

@@ -1,10 +1,10 @@
-"""What happened: cycles, long-running operations and measurements."""
+"""What happened: cycles, long-running operations, measurements and anomalies."""
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +15,9 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import OperationalError
 
 from detectors.errors import NotFoundError, PrunewatchError, disk_full
-from server import schema
+from server import anomaly_rows, schema
+from server.anomalies import Anomaly
+from server.anomaly_keeping import AnomalyQuery, Batch
 from server.records import CycleRow, Measurement, OperationRow
 
 INTERRUPTED = "interrupted by a restart"
@@ -152,6 +154,19 @@ class Journal:
         connection.execute(
             statement.on_conflict_do_update(index_elements=list(schema.measurements.primary_key), set_=quantiles)
         )
+
+    # anomalies
+
+    def keep_anomalies(self, batches: Iterable[Batch]) -> None:
+        """Keeps anomalies of any detectors, all or none of them; those of a detector that is gone are let go."""
+        with self._writing() as connection:
+            for batch in batches:
+                anomaly_rows.keep(connection, batch)
+
+    def anomalies(self, query: AnomalyQuery) -> list[Anomaly]:
+        """Anomalies of a detector, newest first."""
+        with self._reading() as connection:
+            return anomaly_rows.find(connection, query)
 
     # transactions
 

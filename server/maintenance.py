@@ -15,7 +15,7 @@ from typing import Any, Literal
 from detectors.errors import PreconditionError, PrunewatchError
 from server.config import HUB, Budget
 from server.history import History
-from server.jobs import cycle_job, fit_job, parent_version
+from server.jobs import cycle_job, fit_job, parent_version, start_hash
 from server.metrics import Metrics
 from server.progress import Operations
 from server.publish import publish_cycle, publish_fit, require_unpinned
@@ -111,14 +111,22 @@ class Maintenance:
             )
 
     async def fit(
-        self, name: str, *, upload: Upload | None = None, seed: int | None = None, trigger: Trigger = "manual"
+        self,
+        name: str,
+        *,
+        upload: Upload | None = None,
+        seed: int | None = None,
+        start_from: str | None = None,
+        trigger: Trigger = "manual",
     ) -> OperationRow:
         """Fits a new parent on the history, or on `upload`, which is kept afterwards.
 
         Raises:
-            PreconditionError: there are no points, or another fit or cycle of it is not done.
+            NotFoundError: there is no detector `start_from`.
+            PreconditionError: there are no points, `start_from` is not fitted, or a fit or cycle of it is not done.
         """
         roster = self._roster
+        start = await asyncio.to_thread(start_hash, roster.store, start_from) if start_from else None
         hosted, config = roster.host.get(name), roster.config_of(name)
         self.require_idle(name)
         if upload is None and not hosted.points_kept:
@@ -131,7 +139,9 @@ class Maintenance:
         def prepare(history: Sequence[Path]) -> dict[str, Any]:
             features = (upload.features if upload else None) or hosted.features or ()
             version = roster.catalog.next_version(name)
-            return fit_job(roster.store, name, config, features, history, version=version, batch=batch, seed=seed)
+            return fit_job(
+                roster.store, name, config, features, history, version=version, batch=batch, seed=seed, start=start
+            )
 
         def publish(result: Mapping[str, Any]) -> object:
             return publish_fit(roster.store, name, result, batch=batch)

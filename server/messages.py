@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from google.protobuf import json_format, struct_pb2, timestamp_pb2
+from google.protobuf import json_format, struct_pb2
 
-from detectors.errors import InvalidInputError
 from prunewatch.v1 import detectors_pb2 as detectors_pb
 from prunewatch.v1 import pruning_pb2 as pruning_pb
 from server.catalog import Catalog
@@ -16,22 +14,14 @@ from server.config import PARENT, DetectorConfig
 from server.names import detector_name
 from server.records import CycleRow, VersionRow
 from server.roster import Entry
+from server.timestamps import timestamp
 
-T = TypeVar("T")
-DEFAULT_PAGE = 100
-LARGEST_PAGE = 1000
 STATES = {
     "learning": detectors_pb.DETECTOR_STATE_LEARNING,
     "fitting": detectors_pb.DETECTOR_STATE_FITTING,
     "ready": detectors_pb.DETECTOR_STATE_READY,
     "failed": detectors_pb.DETECTOR_STATE_FAILED,
 }
-
-
-def timestamp(seconds: float) -> timestamp_pb2.Timestamp:
-    """A point in time."""
-    whole = int(seconds // 1)
-    return timestamp_pb2.Timestamp(seconds=whole, nanos=int((seconds - whole) * 1e9))
 
 
 def struct(fields: Mapping[str, Any]) -> struct_pb2.Struct:
@@ -81,6 +71,10 @@ def config_message(config: DetectorConfig, features: Sequence[str] | None) -> de
         fit_after=config.fit_after,
         time=detectors_pb.TIME_KIND_INDEX if index else detectors_pb.TIME_KIND_STAMP,
         score_duplicates=config.duplicate == "score",
+        missing=config.missing,
+        max_gap="" if config.max_gap is None else f"{config.max_gap:g}s",
+        half_life=config.error.half_life,
+        aggregate=config.error.aggregate,
         **periods,
     )
 
@@ -88,7 +82,7 @@ def config_message(config: DetectorConfig, features: Sequence[str] | None) -> de
 def config_fields(message: detectors_pb.DetectorConfig) -> dict[str, Any]:
     """What a message says of a detector, as fields of `DetectorConfig`; what it leaves out is not there."""
     fields: dict[str, Any] = {}
-    for name in ("network", "features", "device_classes"):
+    for name in ("network", "features", "device_classes", "missing", "max_gap"):
         if value := getattr(message, name):
             fields[name] = value if isinstance(value, str) else list(value)
     if message.HasField("false_alarm_rate"):
@@ -104,7 +98,11 @@ def config_fields(message: detectors_pb.DetectorConfig) -> dict[str, Any]:
     if message.score_duplicates:
         fields["duplicate"] = "score"
     schedule = {name: getattr(message, name) for name in ("refit_every", "prune_every") if getattr(message, name)}
-    return {**fields, **({"schedule": schedule} if schedule else {})}
+    error: dict[str, Any] = {"aggregate": message.aggregate} if message.aggregate else {}
+    if message.HasField("half_life"):
+        error["half_life"] = message.half_life
+    sections = {"schedule": schedule, "error": error}
+    return {**fields, **{name: section for name, section in sections.items() if section}}
 
 
 def plain(message: struct_pb2.Struct) -> dict[str, Any]:
@@ -200,26 +198,3 @@ def cycle_message(row: CycleRow) -> pruning_pb.Cycle:
         reason=row.reason,
         result=cycle_result(row.result, row.device_class) if row.result else None,
     )
-
-
-def page_of(rows: Sequence[T], size: int, token: str, key: Callable[[T], str]) -> tuple[Sequence[T], str]:
-    """One page of rows and the token of the next; `key` names a row for good.
-
-    Raises:
-        InvalidInputError: the size is negative, or the token is none of ours.
-    """
-    if size < 0:
-        raise InvalidInputError(f"{size} is negative.", field="page_size", hint="Leave it out for 100.")
-    size = min(size or DEFAULT_PAGE, LARGEST_PAGE)
-    start = 0
-    if token:
-        try:
-            last = base64.urlsafe_b64decode(token.encode()).decode()
-            start = next(i for i, row in enumerate(rows) if key(row) == last) + 1
-        except (ValueError, StopIteration):
-            raise InvalidInputError(
-                "is not a token of this list, or its row is gone.", field="page_token", hint="Begin at the first page."
-            ) from None
-    page = rows[start : start + size]
-    more = start + size < len(rows)
-    return page, base64.urlsafe_b64encode(key(page[-1]).encode()).decode() if more else ""

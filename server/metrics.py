@@ -42,6 +42,9 @@ class Metrics:
         self.watch_dropped = Counter(
             "prunewatch_watch_dropped", "Anomalies not sent to slow Watch readers.", registry=r
         )
+        self.anomalies_dropped = Counter(
+            "prunewatch_anomalies_dropped", "Anomalies that could not be kept for later.", [DETECTOR], registry=r
+        )
         self.history_dropped = Counter(
             "prunewatch_history_dropped_points", "Points that could not be kept for training.", [DETECTOR], registry=r
         )
@@ -124,6 +127,7 @@ class DetectorMetrics:
         self.swaps = metrics.swaps.labels(name)
         self.series = metrics.series.labels(name)
         self.state_bytes = metrics.state_bytes.labels(name)
+        self.anomalies_dropped = metrics.anomalies_dropped.labels(name)
         self.history_dropped = metrics.history_dropped.labels(name)
 
     def count(self, statuses: NDArray[np.uint8], anomalies: int) -> None:

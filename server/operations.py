@@ -13,11 +13,13 @@ from google.rpc import code_pb2, status_pb2
 from detectors.errors import InvalidInputError, PreconditionError
 from prunewatch.v1 import detectors_pb2
 from server.maintenance import Maintenance
-from server.messages import cycle_result, fit_result, page_of, timestamp
+from server.messages import cycle_result, fit_result
 from server.names import detector_name, operation_name
+from server.paging import page_of
 from server.progress import Operations
 from server.records import OperationRow
 from server.statuses import recorded_error, status_of
+from server.timestamps import timestamp
 
 LIST_LIMIT = 10_000
 WAIT_SECONDS = 600.0

@@ -16,9 +16,10 @@ from server.config import HUB, Budget
 from server.detectors_service import first_is_header, rest_is_points
 from server.interceptors import readable
 from server.maintenance import Maintenance
-from server.messages import cycle_message, page_of
+from server.messages import cycle_message
 from server.names import detector_id
 from server.operations import LIST_LIMIT, operation_message
+from server.paging import page_of
 from server.roster import Roster
 from server.uploads import Receiver, Upload
 

@@ -137,11 +137,12 @@ class Roster:
         return self.host.add(row.name, config, row.features)
 
     async def delete(self, name: str) -> None:
-        """Forgets a detector with its versions and history."""
-        self.host.get(name)
+        """Forgets a detector with its versions, history and anomalies."""
+        hosted = self.host.get(name)
         self.require_changeable(name)
         self.host.remove(name)
         del self._configs[name]
+        await self.host.settle(hosted)  # what is written now must not reach a detector that takes the name
         await asyncio.to_thread(self.store.delete_detector, name)
 
     async def learn_features(self) -> None:

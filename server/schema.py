@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     Column,
     Connection,
@@ -14,6 +15,7 @@ from sqlalchemy import (
     Float,
     ForeignKey,
     ForeignKeyConstraint,
+    Index,
     Integer,
     MetaData,
     String,
@@ -21,13 +23,14 @@ from sqlalchemy import (
     create_engine,
     event,
     select,
+    update,
 )
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DatabaseError
 
 from detectors.errors import NewerStoreError, PreconditionError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_SECONDS = 30  # threads of one process wait for each other's commits
 
 tables = MetaData()
@@ -136,10 +139,45 @@ measurements = Table(
     Column("p99_seconds", Float, nullable=False),
     Column("measured", Float, nullable=False),
 )
+anomalies = Table(
+    "anomalies",
+    tables,
+    Column("id", Integer, primary_key=True),
+    Column("detector", _of_detector(), nullable=False),
+    Column("series", String, nullable=False),
+    Column("stamp", BigInteger, nullable=False),
+    Column("score", Float, nullable=False),
+    Column("threshold", Float, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("shares", JSON, nullable=False),
+    Column("found", Float, nullable=False),
+    Index("ix_anomalies_detector", "detector", "id"),
+    sqlite_autoincrement=True,  # an id is never used again, so that a page token never means another row
+)
+
+UPGRADES = {
+    1: (
+        """
+        CREATE TABLE anomalies (
+            id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+            detector VARCHAR NOT NULL REFERENCES detectors (name) ON DELETE CASCADE,
+            series VARCHAR NOT NULL,
+            stamp BIGINT NOT NULL,
+            score FLOAT NOT NULL,
+            threshold FLOAT NOT NULL,
+            version INTEGER NOT NULL,
+            shares JSON NOT NULL,
+            found FLOAT NOT NULL
+        )
+        """,
+        "CREATE INDEX ix_anomalies_detector ON anomalies (detector, id)",
+    ),
+}
+"""What makes a catalog of the next version out of one of this. Never changed: `tables` may go on, these may not."""
 
 
 def open_database(path: Path) -> Engine:
-    """Opens the catalog's database; a new one gets its tables.
+    """Opens the catalog's database; a new one gets its tables, an older one those it lacks.
 
     Commits are durable when they return (`synchronous=FULL`).
 
@@ -182,6 +220,11 @@ def _prepare(connection: Connection, path: Path) -> None:
                 field=str(path),
                 hint="Upgrade prunewatch.",
             )
+        for version in range(found, SCHEMA_VERSION):
+            for statement in UPGRADES[version]:
+                connection.exec_driver_sql(statement)
+        if found < SCHEMA_VERSION:
+            connection.execute(update(meta).where(meta.c.key == "schema_version").values(value=str(SCHEMA_VERSION)))
         return
     tables.create_all(connection)
     connection.execute(meta.insert().values(key="schema_version", value=str(SCHEMA_VERSION)))

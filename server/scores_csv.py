@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +25,16 @@ class Scores:
         score: [N]; NaN unless the status is `OK`.
         threshold: A score at or above it is an anomaly.
         version: [N]; who scored.
+        features: [F] names in the order of the detector.
+        contributions: By row of an anomaly, [F] shares of the error; only when asked for.
     """
 
     status: NDArray[np.uint8]
     score: NDArray[np.float32]
     threshold: np.float32
     version: NDArray[np.int64]
+    features: Sequence[str] = ()
+    contributions: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
 
     @property
     def is_anomaly(self) -> NDArray[np.bool_]:

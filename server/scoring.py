@@ -14,11 +14,13 @@ from detectors.errors import InvalidInputError
 from detectors.runtime import FloatArray
 from prunewatch.v1 import scoring_pb2 as pb
 from prunewatch.v1.scoring_pb2_grpc import ScoringServiceServicer, add_ScoringServiceServicer_to_server
+from server.anomalies import shares_of
+from server.anomaly_messages import anomaly_fields, page_message, query_of
 from server.host import Host
 from server.hosted import HostedDetector, Outcome
 from server.interceptors import readable
 from server.metrics import Metrics
-from server.names import detector_id, detector_name
+from server.names import detector_id
 from server.statuses import status_of
 from server.tracks import Index
 
@@ -28,7 +30,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class ScoringServicer(ScoringServiceServicer):
-    """Scores points and announces anomalies.
+    """Scores points, announces anomalies and says which ones there were.
 
     Args:
         host: The detectors.
@@ -71,18 +73,17 @@ class ScoringServicer(ScoringServiceServicer):
         try:
             await context.send_initial_metadata(())  # tells the caller that nothing is missed from now on
             async for anomaly in subscription:
-                yield pb.WatchResponse(
-                    detector=detector_name(anomaly.detector),
-                    series=anomaly.series,
-                    stamp=anomaly.stamp,
-                    score=anomaly.score,
-                    threshold=anomaly.threshold,
-                    version=anomaly.version,
-                    contributions=[pb.Contribution(feature=name, share=share) for name, share in anomaly.shares],
-                    dropped=subscription.dropped,
-                )
+                yield pb.WatchResponse(**anomaly_fields(anomaly), dropped=subscription.dropped)
         finally:
             self._host.watchers.remove(subscription)
+
+    async def ListAnomalies(self, request: pb.ListAnomaliesRequest, context: Context) -> pb.ListAnomaliesResponse:
+        """A page of anomalies, newest first."""
+        query = query_of(request)
+        self._host.get(query.detector)
+        if self._host.anomalies is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "A device keeps no anomalies; ask the hub, or Watch.")
+        return page_message(request, await self._host.anomalies.find(query))
 
     def _begin(self, request: pb.ScoreRequest) -> Session:
         name = detector_id(request.detector, "detector")
@@ -238,7 +239,7 @@ def _response(request: pb.ScoreRequest, outcome: Outcome) -> pb.ScoreResponse:
         response.point_versions.extend(outcome.point_versions.tolist())
     if request.contributions and outcome.flagged.any():
         response.flagged_index.extend(np.flatnonzero(outcome.flagged).tolist())
-        response.packed_contributions = scored.contribution[outcome.flagged].tobytes()
+        response.packed_contributions = shares_of(scored.contribution[outcome.flagged]).tobytes()
     return response
 
 

@@ -21,7 +21,7 @@ class Stretch:
 
     Attributes:
         stamps: [T] int64.
-        values: [T, F] float32, finite.
+        values: [T, F] float32, finite but for missing values that were kept (NaN).
     """
 
     stamps: NDArray[np.int64]
@@ -35,12 +35,14 @@ def read_stretches(
     imported: bool | None = None,
     max_rows: int | None = None,
     guard: int = 0,
+    max_gap: int | None = None,
+    keep_missing: bool = False,
     seed: int = 0,
 ) -> list[Stretch]:
     """Runs of consecutive normal points, series after series, each in the order of arrival.
 
     A run ends where a point was flagged (with `guard` points on either side of it), where a value is missing or
-    infinite, and where the stamps of a series go back.
+    infinite, where the stamps of a series go back, and where it was silent for longer than `max_gap`.
 
     Args:
         paths: Segments, oldest first.
@@ -48,6 +50,8 @@ def read_stretches(
         imported: Only points that came from files (True) or only those that were streamed (False).
         max_rows: Take no more points than this: whole series in a random order, of the last one the newest points.
         guard: Points around a flagged one that are left out too.
+        max_gap: In the units of stamps; None: no silence is too long.
+        keep_missing: Missing values do not end a run; they stay NaN.
         seed: Which series are taken when there are too many.
 
     Raises:
@@ -69,8 +73,11 @@ def read_stretches(
     flagged = table["flagged"].to_numpy(zero_copy_only=False)[order]
 
     new_series = np.r_[True, series[1:] != series[:-1]]
-    normal = np.isfinite(values).all(axis=1) & ~_around(flagged, np.flatnonzero(new_series), guard)
-    new_run = new_series | np.r_[True, stamps[1:] < stamps[:-1]] | np.r_[True, ~normal[:-1]]
+    whole = np.isfinite(values) | (np.isnan(values) if keep_missing else False)
+    normal = whole.all(axis=1) & ~_around(flagged, np.flatnonzero(new_series), guard)
+    steps = np.diff(stamps)
+    broken = steps < 0 if max_gap is None else (steps < 0) | (steps > max_gap)
+    new_run = new_series | np.r_[True, broken] | np.r_[True, ~normal[:-1]]
     starts = np.flatnonzero(new_run & normal)
     ends = np.r_[np.flatnonzero(new_run | ~normal), len(series)]
     ends = ends[np.searchsorted(ends, starts, side="right")]

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,9 +23,9 @@ import torch
 from detectors.bundle import WEIGHTS, Bundle, Lineage, read_bundle, write_bundle
 from detectors.errors import InvalidInputError, PrunewatchError
 from detectors.training.export import to_bundle
-from detectors.training.fit import Progress, fit
-from detectors.training.fitted import Fitted, load
-from detectors.training.stretches import Stretches
+from detectors.training.fit import FitOptions, Progress, fit
+from detectors.training.fitted import ErrorOptions, Fitted, load
+from detectors.training.stretches import Missing, Stretches
 from pruning.cycle import Candidate, CycleOptions, run_cycle
 from pruning.gate import GateLimits, trimmed_error
 from pruning.latency import measure
@@ -65,14 +65,19 @@ def run_job(job: Job, report: Progress) -> dict[str, Any]:
 
 
 def _fit(job: Job, report: Progress) -> dict[str, Any]:
-    stretches = _points(job)
-    data = Stretches.of([stretch.values for stretch in stretches])
+    stretches = _points(job, job["features"], job["error"]["missing"])
+    error = ErrorOptions(**job["error"])
+    data = Stretches.of([stretch.values for stretch in stretches], missing=error.missing)
+    start = _load(job, job["start"]) if job.get("start") else None
     fitted = fit(
         job["network"],
         data,
         tuple(job["features"]),
         seed=job["seed"],
         options=job["options"],
+        how=FitOptions(**job["learning"]),
+        error=error,
+        start=start,
         progress=report,
     )
     report("export", 0.0, "writing the bundle")
@@ -94,12 +99,12 @@ def _fit(job: Job, report: Progress) -> dict[str, Any]:
 
 
 def _cycle(job: Job, report: Progress) -> dict[str, Any]:
-    stretches = _points(job)
-    parent = _parent(job)
+    parent = _load(job, job["parent"]["hash"])
+    stretches = _points(job, parent.features, parent.how.missing)
     budget = Budget(**job["budget"])
     candidate = run_cycle(
         parent,
-        Stretches.of([stretch.values for stretch in stretches]),
+        Stretches.of([stretch.values for stretch in stretches], missing=parent.how.missing),
         budget,
         parent_version=job["parent"]["version"],
         version=job["version"],
@@ -148,25 +153,24 @@ def _published(job: Job, candidate: Candidate, stretches: list[Stretch], report:
     return {**replace(outcome, parent=parent, child=child).to_dict(), "version": child.version if child else None}
 
 
-def _points(job: Job) -> list[Stretch]:
+def _points(job: Job, features: Sequence[str], missing: Missing) -> list[Stretch]:
     """The normal points of the job's history: those that came from files, and about as many that were streamed.
 
     What a detector was first fitted to stays in, so that a thousand alike recent series do not make it forget.
     """
     paths = [Path(path) for path in job["history"]]
-    features = job["features"] if "features" in job else _parent(job).features
-    given = read_stretches(paths, features, imported=True, max_rows=MAXIMUM_ROWS, seed=job["seed"])
+    how = {"max_gap": job.get("max_gap"), "keep_missing": missing == "carry", "seed": job["seed"]}
+    given = read_stretches(paths, features, imported=True, max_rows=MAXIMUM_ROWS, **how)
     rows = sum(len(stretch.stamps) for stretch in given)
     room = max(rows, STREAMED_ROWS) if rows else MAXIMUM_ROWS
-    streamed = read_stretches(paths, features, imported=False, max_rows=room, guard=GUARD_POINTS, seed=job["seed"])
+    streamed = read_stretches(paths, features, imported=False, max_rows=room, guard=GUARD_POINTS, **how)
     if not given and not streamed:
         raise InvalidInputError("holds no complete normal points.", field="data", hint="Give more rows.")
     return [*given, *streamed]
 
 
-def _parent(job: Job) -> Fitted:
-    folder = _bundles(job) / job["parent"]["hash"]
-    return load(read_bundle(folder, job["parent"]["hash"], weights=True).files[WEIGHTS])
+def _load(job: Job, bundle_hash: str) -> Fitted:
+    return load(read_bundle(_bundles(job) / bundle_hash, bundle_hash, weights=True).files[WEIGHTS])
 
 
 def _write(job: Job, bundle: Bundle) -> None:

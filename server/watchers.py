@@ -5,32 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection
-from dataclasses import dataclass
+
+from server.anomalies import Anomaly
 
 QUEUE = 1000  # anomalies that wait for one listener
-
-
-@dataclass(frozen=True, slots=True)
-class Anomaly:
-    """One point at or above the threshold.
-
-    Attributes:
-        detector: Name of the detector.
-        series: Name of the series.
-        stamp: Of the point.
-        score: Of the point.
-        threshold: It has reached this.
-        version: That scored it.
-        shares: The features that contributed most, largest first, with their share of the error.
-    """
-
-    detector: str
-    series: str
-    stamp: int
-    score: float
-    threshold: float
-    version: int
-    shares: tuple[tuple[str, float], ...]
 
 
 class Subscription:

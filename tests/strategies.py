@@ -6,7 +6,15 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from detectors.training.networks import LSTM, Autoencoder, Network
+from detectors.training.networks import (
+    GRU,
+    LSTM,
+    Autoencoder,
+    ConvAutoencoder,
+    LSTMAutoencoder,
+    Network,
+    VariationalAutoencoder,
+)
 
 torch.set_num_threads(1)
 
@@ -38,10 +46,51 @@ def lstms(draw: st.DrawFn) -> Network:
 
 
 @st.composite
+def grus(draw: st.DrawFn) -> Network:
+    """GRUs of one to three layers, each with its own width, over one to six features."""
+    widths = tuple(draw(st.lists(WIDTHS, min_size=1, max_size=3)))
+    return randomised(GRU(draw(FEATURES), widths), draw(SEEDS))
+
+
+@st.composite
+def mirrored(draw: st.DrawFn) -> dict[str, int]:
+    """Widths of an autoencoder by group: one or two layers before a narrow bottleneck, and as many after it."""
+    layers = range(draw(st.integers(1, 2)))
+    return {
+        **{f"encoder{i}": draw(WIDTHS) for i in layers},
+        "bottleneck": draw(st.integers(1, 6)),
+        **{f"decoder{i}": draw(WIDTHS) for i in layers},
+    }
+
+
+@st.composite
 def autoencoders(draw: st.DrawFn) -> Network:
     """Autoencoders over windows of two to six points."""
-    window, bottleneck = draw(st.integers(2, 6)), draw(st.integers(1, 6))
-    return randomised(Autoencoder(draw(FEATURES), window, draw(WIDTHS), bottleneck, draw(WIDTHS)), draw(SEEDS))
+    network = Autoencoder(draw(FEATURES), draw(st.integers(2, 6)), draw(mirrored()))
+    return randomised(network, draw(SEEDS))
+
+
+@st.composite
+def conv_autoencoders(draw: st.DrawFn) -> Network:
+    """Convolutional autoencoders over windows of four to eleven points: odd and even lengths at every depth."""
+    network = ConvAutoencoder(draw(FEATURES), draw(st.integers(4, 11)), draw(mirrored()))
+    return randomised(network, draw(SEEDS))
+
+
+@st.composite
+def lstm_autoencoders(draw: st.DrawFn) -> Network:
+    """LSTM autoencoders over windows of two to six points, coupled or with an encoder that reads both ways."""
+    decoder_width = draw(st.none() | WIDTHS)
+    network = LSTMAutoencoder(draw(FEATURES), draw(st.integers(2, 6)), draw(WIDTHS), decoder_width=decoder_width)
+    return randomised(network, draw(SEEDS))
+
+
+@st.composite
+def variational_autoencoders(draw: st.DrawFn) -> Network:
+    """Variational autoencoders over windows of two to six points."""
+    widths = {"encoder": draw(WIDTHS), "latent": draw(st.integers(1, 6)), "decoder": draw(WIDTHS)}
+    network = VariationalAutoencoder(draw(FEATURES), draw(st.integers(2, 6)), widths)
+    return randomised(network, draw(SEEDS))
 
 
 @st.composite

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from detectors.errors import InvalidInputError
 from detectors.runtime import VALUES, Runtime
-from detectors.training.calibrate import KNOTS, RESIDUAL_FLOOR, SHAPE_RANGE, Calibration, ResidualScale, Scaler
+from detectors.training.calibrate import KNOTS, SHAPE_RANGE, Calibration, Scaler
 from detectors.training.export import _score
 from detectors.training.graph import Graph
 
@@ -186,16 +186,3 @@ def test_a_constant_feature_gets_the_scale_of_its_own_size(value: float, scale: 
     rows[::2] *= np.float32(1 + 1e-7)
 
     assert Scaler.fit(rows).scale[0] == pytest.approx(scale, rel=1e-4)
-
-
-def test_residual_scale_is_robust_and_has_a_floor() -> None:
-    """One per cent of wild residuals hardly move it; perfectly predicted features do not divide by zero."""
-    rng = np.random.default_rng(0)
-    rows = np.stack([rng.normal(0.3, 0.5, 5000), np.zeros(5000)], axis=1).astype(np.float32)
-    rows[:50, 0] = 1e4
-
-    scale = ResidualScale.fit(rows)
-
-    assert scale.center[0] == pytest.approx(0.3, abs=0.05)
-    assert scale.scale[0] == pytest.approx(0.5, rel=0.15)
-    assert scale.scale[1] == np.float32(RESIDUAL_FLOOR)

@@ -96,7 +96,7 @@ def test_command_line_over_environment_over_file(settings_from, monkeypatch: pyt
         ("detectors: {pump: {netwrk: lstm}}", "detectors.pump.netwrk", "Did you mean `network`?"),
         ("detectors: {pump: {schedule: {prune_evry: 1d}}}", "detectors.pump.schedule.prune_evry", "`prune_every`?"),
         ("detectors: {Pump: {}}", "detectors.Pump", "lower-case"),
-        ("detectors: {pump: {network: gru}}", "detectors.pump.network", "'lstm' or 'autoencoder'"),
+        ("detectors: {pump: {network: rnn}}", "detectors.pump.network", "'isolation_forest'"),
         ("detectors: {pump: {false_alarm_rate: 1}}", "detectors.pump.false_alarm_rate", "less than 1"),
         ("detectors: {pump: {features: [a, a]}}", "detectors.pump", "twice"),
         ("detectors: {pump: {device_classes: [pi4]}}", "", "`pi4`, which is not in `device_classes`"),

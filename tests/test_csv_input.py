@@ -122,9 +122,24 @@ def test_other_columns_than_the_detectors_are_refused(table_of) -> None:
         table_of("t,b,c\n0,1,2\n").in_order_of(["a", "b"])
 
 
-def test_rows_that_go_back_in_time_are_named(table_of) -> None:
-    """Equal stamps are fine, earlier ones are not."""
-    table_of("t,a\n1,0\n1,0\n2,0\n").require_ascending()
+def test_rows_whose_stamp_is_not_later_are_left_out(table_of) -> None:
+    """As a stream would: late ones always, repeated ones unless they are wanted; how many is told."""
+    rows = [0, 1, 1, 2, 5, 3, 4, 5, 6, *range(7, 60)]
+    table = table_of("t,a\n" + "".join(f"{stamp},{line}\n" for line, stamp in enumerate(rows)))
 
-    with pytest.raises(InvalidInputError, match="line 4: '1' is before '2'"):
-        table_of("t,a\n0,0\n2,0\n1,0\n").require_ascending()
+    strict, left_out = table.in_time_order()
+    loose, fewer = table.in_time_order(keep_repeated=True)
+
+    assert strict.stamps.tolist() == [0, 1, 2, 5, *range(6, 60)]
+    assert (left_out, fewer) == (4, 2)
+    assert strict.values[:, 0].tolist() == [0, 1, 3, 4, *range(8, 62)]
+    assert loose.stamps.tolist() == [0, 1, 1, 2, 5, 5, *range(6, 60)]
+    assert len(strict.stamp_text) == len(strict.lines) == len(strict)
+
+
+def test_a_file_in_no_order_is_refused(table_of) -> None:
+    """More than a tenth of the rows go back: that is no clock that was set, but a file that was not sorted."""
+    with pytest.raises(InvalidInputError, match="line 4: '1' is not after '2', and so on: 1 of 3 rows") as error:
+        table_of("t,a\n0,0\n2,0\n1,0\n").in_time_order()
+
+    assert "Sort the file" in error.value.hint

@@ -29,6 +29,7 @@ SECTIONS = {
     "": config.Settings,
     "device_classes.CLASS.": config.Budget,
     "detectors.NAME.": config.DetectorConfig,
+    "detectors.NAME.error.": config.ErrorSettings,
     "detectors.NAME.schedule.": config.Schedule,
     "detectors.NAME.gate.": config.Gate,
     "detectors.NAME.history.": config.Retention,

@@ -14,17 +14,25 @@ from hypothesis import strategies as st
 from detectors.errors import CorruptBundleError, InvalidInputError, PrunewatchError
 from detectors.training.export import step_graph
 from detectors.training.fit import FitOptions, Runner, fit, seeded, trimmed_mean
-from detectors.training.fitted import load, save
+from detectors.training.fitted import ErrorOptions, load, save, warm_up
 from detectors.training.networks import KINDS
 from detectors.training.stretches import Lanes, Stretches
 
 QUICK = FitOptions(updates=30)
 
 
+LEARNED = [kind for kind, network in KINDS.items() if network.learned_by_gradient]
+
+
 def quick(kind: str, data: Stretches, features=FOUR, **fields):
     """A small fit."""
     fields = {"seed": 0, "options": SMALL[kind], "how": QUICK} | fields
     return fit(kind, data, tuple(features), **fields)
+
+
+def warm_up_of(kind: str) -> int:
+    """Points before the first score of a small detector."""
+    return warm_up(KINDS[kind].dense(4, SMALL[kind]), ErrorOptions())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -66,7 +74,7 @@ def test_seeded_restores_the_generator_after_an_error() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LEARNED)
 def test_a_longer_fit_predicts_better(kind: str) -> None:
     """Training works: the raw error on points of the same machine falls well below that of a two-step fit."""
     fresh = Stretches.of([machine(300, seed=9)])
@@ -85,7 +93,7 @@ def test_a_longer_fit_predicts_better(kind: str) -> None:
 def test_there_is_no_score_while_warming_up_and_one_ever_after(kind: str) -> None:
     """NaN for exactly `warm_up_points` points of each stretch, also where a stretch is longer than one evaluation."""
     detector = fitted(kind)
-    warm_up = detector.network.warm_up_points
+    warm_up = detector.warm_up_points
     data = Stretches((machine(1100), machine(warm_up + 1), machine(warm_up)))
 
     missing = np.isnan(detector.scores(data))
@@ -98,50 +106,46 @@ def test_there_is_no_score_while_warming_up_and_one_ever_after(kind: str) -> Non
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_evaluation_in_blocks_carries_state(kind: str) -> None:
-    """Scores of a long stretch are those of one forward pass over all of it."""
+    """Scores of a long stretch do not depend on how it was cut into forward passes."""
     detector, data = fitted(kind), machine(1100)
-    with torch.no_grad():
-        points = torch.from_numpy(detector.scaler(data))[None]
-        residual = detector.network(points, detector.network.fresh(1)).residual[0].numpy()
-    z = (residual - detector.residual.center) * detector.residual.inverse
-    wanted = detector.calibration.score(np.square(z).mean(axis=(1, 2)))
-
     scores = detector.scores(Stretches((data,)))
 
-    warm_up = detector.network.warm_up_points
-    np.testing.assert_allclose(scores[warm_up:], wanted[warm_up:], rtol=1e-3, atol=1e-4)
+    many = detector.trace(np.repeat(data[None], 100, axis=0)).score  # a hundred series a pass: few points of each
+
+    for row in (0, 99):
+        np.testing.assert_allclose(many[row], scores, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LEARNED)  # a forest never splits a feature that stands still
 @pytest.mark.parametrize("constant", [0.0, 7.5, -1e6, 1e-9])
 def test_a_constant_feature_neither_breaks_nor_hides_anything(kind: str, constant: float) -> None:
-    """Scores stay finite; and when the feature moves for once, that is the point that stands out."""
+    """Scores stay finite; and when the feature moves for a few points, those are what stands out."""
     rows = machine(300)
     rows[:, 2] = constant
     detector = quick(kind, Stretches.of([rows]))
     moved = rows.copy()
-    moved[250, 2] += max(3 * abs(constant), 3.0)
+    moved[250:275, 2] += max(3 * abs(constant), 3.0)
 
     normal, odd = (detector.scores(Stretches((x,))) for x in (rows, moved))
 
-    assert np.isfinite(normal[detector.network.warm_up_points :]).all()
-    assert np.isfinite(odd[detector.network.warm_up_points :]).all()
-    assert odd[250] > 2
-    assert odd[250] > normal[250] + 1
+    assert np.isfinite(normal[detector.warm_up_points :]).all()
+    assert np.isfinite(odd[detector.warm_up_points :]).all()
+    assert odd[250:275].max() > 2
+    assert odd[250:275].max() > normal[250:275].max() + 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LEARNED)
 def test_all_features_constant_can_be_fitted(kind: str) -> None:
     """A machine that stands still is normal, a step of it is not."""
     rows = np.full((200, 2), 5.0, np.float32)
     detector = quick(kind, Stretches.of([rows]), ("a", "b"))
     moved = rows.copy()
-    moved[150] = 9.0
+    moved[150:158] = 9.0
 
     scores = detector.scores(Stretches((moved,)))
 
-    assert scores[150] > 3
-    assert (scores[detector.network.warm_up_points : 150] < 3).all()
+    assert scores[150:158].max() > 3
+    assert (scores[detector.warm_up_points : 150] < 3).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -152,7 +156,7 @@ def test_binary_features_can_be_fitted(kind: str) -> None:
     scores = quick(kind, Stretches.of([rows])).scores(Stretches((rows,)))
 
     scores = scores[np.isfinite(scores)]
-    assert len(scores) == 400 - KINDS[kind].dense(4, SMALL[kind]).warm_up_points
+    assert len(scores) == 400 - warm_up_of(kind)
     assert np.median(scores) < 1
 
 
@@ -187,7 +191,7 @@ def test_a_fit_with_holes_is_a_fit_to_the_runs_between_them() -> None:
 @pytest.mark.parametrize("rows", [0, 1, 70])
 def test_too_little_data_is_refused_with_what_is_needed(kind: str, rows: int) -> None:
     """The message counts the usable rows, and says how many are needed in a row."""
-    needed = KINDS[kind].dense(4, SMALL[kind]).warm_up_points + 64
+    needed = warm_up_of(kind) + 64
 
     with pytest.raises(
         InvalidInputError, match=f"{rows} usable rows .* needs {needed} complete ones in a row"
@@ -210,7 +214,7 @@ def test_many_short_runs_are_not_enough() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_exactly_enough_data_is_enough(kind: str) -> None:
     """What the message asks for is what works."""
-    needed = KINDS[kind].dense(4, SMALL[kind]).warm_up_points + 64
+    needed = warm_up_of(kind) + 64
 
     detector = quick(kind, Stretches.of([machine(needed)]), how=FitOptions(updates=2))
 
@@ -232,7 +236,7 @@ def test_progress_goes_from_nothing_to_all() -> None:
     shares = [done for stage, done in told if stage == "fit"]
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
-    assert len(shares) == 30
+    assert len(shares) == 31  # thirty updates, and the end
     assert told[-1][0] == "calibrate"
 
 
@@ -363,7 +367,7 @@ def test_a_runner_carries_state_and_forgets_at_restarts() -> None:
     """Losses of later chunks depend on earlier ones, until the lane restarts."""
     network = fitted("lstm").network
     points = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 64, 4)).astype(np.float32))
-    carried = Runner(network, 2)
+    carried = Runner(network)
     chunks = list(
         Lanes(list(points.numpy()), batch=2, length=64, carry=1, blind=1, rng=np.random.default_rng(0)).chunks(1)
     )
@@ -413,7 +417,8 @@ def test_trimmed_mean_leaves_out_the_largest_of_the_counted() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_calibration_sees_only_errors_that_training_did_not_push_down(kind: str) -> None:
-    """Of 400 points the last 100: the tail is the worst twenty of exactly those."""
+    """Of 400 points the last 100: the tail begins where the worst twenty of exactly those do."""
     detector = quick(kind, Stretches((machine(400),)), how=FitOptions(updates=2))
 
-    assert detector.calibration.levels[-1] == pytest.approx(-np.log10(20 / 100))
+    for view in detector.views:
+        assert view.calibration.levels[-1] == pytest.approx(-np.log10(20 / 100))

@@ -12,12 +12,13 @@ from prometheus_client import CollectorRegistry
 from detectors.errors import NotFoundError, PreconditionError
 from detectors.scorer import Served
 from detectors.stamps import Status
+from server.anomalies import Anomaly
 from server.config import DetectorConfig
 from server.host import Host
 from server.hosted import HostedDetector
 from server.keeping import HistoryBuffer, Kept, write
 from server.metrics import Metrics
-from server.watchers import Anomaly, Subscription
+from server.watchers import Subscription
 
 RNG = np.random.default_rng(3)
 

@@ -17,10 +17,10 @@ from strategies import noise, randomised
 
 from detectors.errors import InvalidInputError
 from detectors.training.export import step_graph
-from detectors.training.fit import lanes_over, trimmed_mean
+from detectors.training.fit import Runner, chunks_over, training_loss
 from detectors.training.fitted import Fitted, mean_square
 from detectors.training.networks import LSTM, Autoencoder, Network
-from detectors.training.stretches import Lanes, Stretches
+from detectors.training.stretches import Lanes, Stretches, Windows
 from pruning.cycle import CycleOptions, run_cycle, split
 from pruning.finetune import finetune
 from pruning.gate import (
@@ -28,7 +28,6 @@ from pruning.gate import (
     GateLimits,
     Ranking,
     cut_for,
-    event_scores,
     injected_drop,
     judge,
     segments,
@@ -50,9 +49,9 @@ ROOMY = Budget(size_bytes=1 << 30, batch=16)
 LOOSE = GateLimits(error_ratio=1e9, alarm_jaccard=0.0, injected_drop=1.0)
 
 
-def lanes(network: Network, detector: Fitted, seed: int = 0) -> Lanes:
-    """Lanes over points that the detector was fitted to."""
-    return lanes_over(Stretches.of([machine(700)]), detector.scaler, network, seed)
+def chunks(network: Network, detector: Fitted, seed: int = 0) -> Lanes | Windows:
+    """Lanes or windows of points that the detector was fitted to."""
+    return chunks_over(Stretches.of([machine(700)]), detector.scaler, network, seed)
 
 
 def loss(network: Network, detector: Fitted) -> float:
@@ -87,35 +86,27 @@ PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 def test_l2_of_an_autoencoder_by_hand() -> None:
     """Row, bias and next column; the bottleneck is not offered."""
-    network = randomised(Autoencoder(2, 3, 4, 2, 5), 1).requires_grad_(False)
+    network = randomised(Autoencoder(2, 3, {"encoder0": 4, "bottleneck": 2, "decoder0": 5}), 1).requires_grad_(False)
+    decoder, output = network.layers["decoder0"], network.layers["output"]
     wanted = [
-        float(
-            network.decoder.weight[unit].square().sum()
-            + network.decoder.bias[unit].square()
-            + network.output.weight[:, unit].square().sum()
-        )
+        float(decoder.weight[unit].square().sum() + decoder.bias[unit].square() + output.weight[:, unit].square().sum())
         ** 0.5
         for unit in range(5)
     ]
 
     scores = importance("l2", Evidence(network, None, 0))
 
-    assert set(scores) == {"encoder", "decoder"}
-    assert scores["decoder"].tolist() == pytest.approx(wanted)
+    assert set(scores) == {"encoder0", "decoder0"}
+    assert scores["decoder0"].tolist() == pytest.approx(wanted)
 
 
-def ablation(network: Network, chunks: list) -> dict[str, np.ndarray]:
+def ablation(network: Network, judged: list) -> dict[str, np.ndarray]:
     """Rise of the loss over the same chunks when nothing reads one unit, unit by unit."""
 
     def total(candidate: Network) -> float:
+        run = Runner(candidate)
         with torch.no_grad():
-            state, losses = candidate.fresh(32), []
-            for chunk in chunks:
-                state = tuple(tensor * ~chunk.restarted[:, None] for tensor in state)
-                out = candidate(chunk.points, state)
-                state = out.state
-                losses.append(trimmed_mean(mean_square(out.residual), chunk.counted))
-        return float(sum(losses))
+            return float(sum(training_loss(run(chunk), chunk.counted) for chunk in judged))
 
     base = total(network)
     return {
@@ -139,9 +130,9 @@ def test_importance_ranks_units_as_ablation_does(criterion: str) -> None:
     """Taylor agrees with taking out each unit by itself; l2 need only not be nonsense."""
     detector = fitted("lstm", updates=TRAINED)
     network = detector.network
-    truth = ablation(network, list(lanes(network, detector).chunks(4)))
+    truth = ablation(network, list(chunks(network, detector).chunks(4)))
 
-    scores = importance(criterion, Evidence(network, lanes(network, detector), 0))
+    scores = importance(criterion, Evidence(network, chunks(network, detector), 0))
 
     agreement = [np.corrcoef(ranks(scores[name].numpy()), ranks(truth[name]))[0, 1] for name in truth]
     assert np.mean(agreement) > (0.5 if criterion == "taylor" else -0.2)
@@ -157,7 +148,7 @@ def test_a_unit_that_nobody_reads_has_no_taylor_importance(kind: str) -> None:
             network.state_dict()[where.tensor][:, 3] = 0
     before = copy.deepcopy(network.state_dict())
 
-    scores = importance("taylor", Evidence(network, lanes(network, detector), 0))
+    scores = importance("taylor", Evidence(network, chunks(network, detector), 0))
 
     for values in scores.values():
         assert values[3] == 0
@@ -203,7 +194,7 @@ def test_repair_beats_plain_removal(kind: str, seed: int) -> None:
     keep = halves(network, seed)
     dense, plain = loss(network, detector), loss(remove(network, keep), detector)
 
-    repaired = remove_and_repair(network, keep, lanes(network, detector))
+    repaired = remove_and_repair(network, keep, chunks(network, detector))
 
     assert {name: len(indices) for name, indices in keep.items()}.items() <= repaired.units.items()
     assert loss(repaired, detector) - dense < 0.6 * (plain - dense)
@@ -226,7 +217,7 @@ def test_a_duplicated_unit_is_reproduced() -> None:
             return candidate(points, candidate.fresh(1)).residual
 
     plain = (residual(remove(network, keep)) - residual(network)).square().mean()
-    left = (residual(remove_and_repair(network, keep, lanes(network, detector))) - residual(network)).square().mean()
+    left = (residual(remove_and_repair(network, keep, chunks(network, detector))) - residual(network)).square().mean()
 
     assert plain > 1e-4
     assert left < 1e-3 * plain
@@ -237,12 +228,12 @@ def test_a_constant_unit_moves_into_the_bias() -> None:
     detector = fitted("autoencoder", updates=TRAINED)
     network = copy.deepcopy(detector.network)
     tensors = network.state_dict()
-    tensors["encoder.weight"][4] = 0
-    tensors["encoder.bias"][4] = 2.0
-    keep = {"encoder": torch.tensor([unit for unit in range(16) if unit != 4])}
+    tensors["layers.encoder0.weight"][4] = 0
+    tensors["layers.encoder0.bias"][4] = 2.0
+    keep = {"encoder0": torch.tensor([unit for unit in range(16) if unit != 4])}
     points = torch.from_numpy(detector.scaler(machine(100, seed=8)))[None]
 
-    repaired = remove_and_repair(network, keep, lanes(network, detector))
+    repaired = remove_and_repair(network, keep, chunks(network, detector))
 
     with torch.no_grad():
         wanted, got = (each(points, each.fresh(1)).residual for each in (network, repaired))
@@ -254,8 +245,8 @@ def test_repair_leaves_the_network_alone_and_removes_nothing_by_itself() -> None
     detector = fitted("lstm", updates=TRAINED)
     before = copy.deepcopy(detector.network.state_dict())
 
-    whole = remove_and_repair(detector.network, {}, lanes(detector.network, detector))
-    remove_and_repair(detector.network, halves(detector.network, 0), lanes(detector.network, detector))
+    whole = remove_and_repair(detector.network, {}, chunks(detector.network, detector))
+    remove_and_repair(detector.network, halves(detector.network, 0), chunks(detector.network, detector))
 
     for name, tensor in detector.network.state_dict().items():
         assert torch.equal(tensor, before[name])
@@ -359,9 +350,9 @@ def test_the_ladder_goes_down_from_dense_in_steps_of_the_grid(widths: list[int])
 
 def test_the_ladder_leaves_protected_groups_out() -> None:
     """An autoencoder's bottleneck is not on it."""
-    rungs = list(ladder_units(Autoencoder(2, 8, 32, 8, 32)))
+    rungs = list(ladder_units(Autoencoder(2, 8, {"encoder0": 32, "bottleneck": 8, "decoder0": 32})))
 
-    assert rungs == [{"encoder": width, "decoder": width} for width in (32, 24, 16, 8)]
+    assert rungs == [{"encoder0": width, "decoder0": width} for width in (32, 24, 16, 8)]
 
 
 def rung(width: int, p50: float, size: int = 1000, p99: float | None = None) -> Rung:
@@ -706,10 +697,10 @@ def test_scores_of_events_are_scores_of_the_detector() -> None:
     """From a fresh state, event by event; none while warming up."""
     detector = fitted("autoencoder", updates=TRAINED)
     events = inject(
-        Stretches((machine(300),)), np.ones(4, np.float32), per_kind=1, warm_up=7, rng=np.random.default_rng(0)
+        Stretches((machine(300),)), np.ones(4, np.float32), per_kind=1, warm_up=27, rng=np.random.default_rng(0)
     )
 
-    scores = event_scores(detector, events)
+    scores = detector.trace(events.points).score
 
     wanted = np.stack([detector.scores(Stretches((points,))) for points in events.points])
     np.testing.assert_allclose(scores, wanted, rtol=1e-3, atol=1e-4)
@@ -781,19 +772,24 @@ def test_the_most_important_units_are_kept_and_named_by_their_place_in_the_paren
 
     _, candidate, _ = cycle("autoencoder", middle("autoencoder", 8, 16), criterion="random", seed=7, updates=1)
 
-    assert candidate.kept["encoder"] == first[second].tolist()
+    assert candidate.kept["encoder0"] == first[second].tolist()
 
 
 @pytest.mark.slow
 def test_a_child_is_calibrated_for_itself() -> None:
-    """With its parent's statistics it would flood its users: its scores on held-out points mean what they say."""
+    """With its parent's statistics it would flood its users: of held-out points no more are flagged than it says.
+
+    Fewer are, where the points it was trained on made the larger errors.
+    """
     _, candidate, _ = cycle("lstm", middle("lstm", 8, 16), updates=20)
 
     held_out = split(fitted("lstm", updates=TRAINED, width=32), Stretches.of([RECENT]))[1]
     assert candidate.child is not None
     scores = candidate.child.scores(held_out)
     scores = scores[np.isfinite(scores)]
-    assert (scores > 1).mean() == pytest.approx(0.1, abs=0.02)
+    stale = candidate.parent.with_network(candidate.child.network).scores(held_out)
+    assert 0.02 < (scores > 1).mean() < 0.12
+    assert (stale[np.isfinite(stale)] > 1).mean() > 0.3
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ def ewma(gain: float = 1.0, **fields) -> Served:
 def network(kind: str, seed: int) -> Served:
     """A version around a random network with two features."""
     detector = untrained(kind, 2, seed)
-    return Served(seed, "", Runtime(step_graph(detector)), detector.network.warm_up_points)
+    return Served(seed, "", Runtime(step_graph(detector)), detector.warm_up_points)
 
 
 def points(n: int, seed: int = 0) -> np.ndarray:
@@ -288,14 +288,14 @@ WORK = st.sampled_from(["arrive", "arrive", "arrive", "snapshot", "run", "commit
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
-    st.sampled_from([("autoencoder", 20), ("lstm", 120)]),
+    st.sampled_from([("autoencoder", 110), ("lstm", 120)]),
     st.lists(st.tuples(WORK, st.lists(st.integers(0, 5), min_size=1, max_size=40)), max_size=25),
     st.integers(1, 4),
 )
 def test_after_a_swap_every_series_stands_where_its_ring_leads(setting, work, limit: int) -> None:
     """Whatever arrives between snapshots and commits: state after the flip is fresh state plus the ring.
 
-    Exactly for window networks, to 1e-5 for carried ones (whose catching up may have started from an older ring).
+    To 1e-5: catching up may have started from an older ring, which the smoothed error and an LSTM forget by and by.
     """
     kind, ring = setting
     scorer, new = Scorer(network(kind, 1), ring_points=ring), network(kind, 2)
@@ -327,17 +327,14 @@ def test_after_a_swap_every_series_stands_where_its_ring_leads(setting, work, li
     count = len(scorer.series)
     for slot in range(count):
         for carried, wanted in zip(scorer._state, replayed(scorer, new, slot), strict=True):
-            np.testing.assert_allclose(carried[slot], wanted[0], rtol=0, atol=0 if kind == "autoencoder" else 1e-5)
+            np.testing.assert_allclose(carried[slot], wanted[0], rtol=1e-5, atol=1e-5)
     states = [np.concatenate(parts) for parts in zip(*(replayed(scorer, new, i) for i in range(count)), strict=True)]
     following = points(count, 5)
     wanted_step = new.runtime.step(following, tuple(states))
     got = scorer.score(np.arange(count), np.arange(clock, clock + count), following)
     cold = seen[:count] < new.warm_up_points
     np.testing.assert_array_equal(got.status == Status.WARMING_UP, cold)
-    if kind == "autoencoder":
-        np.testing.assert_array_equal(got.score[~cold], wanted_step.score[~cold])
-    else:
-        np.testing.assert_allclose(got.score[~cold], wanted_step.score[~cold], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got.score[~cold], wanted_step.score[~cold], rtol=1e-4, atol=1e-5)
 
 
 def test_a_successor_that_fell_behind_its_ring_starts_again() -> None:
@@ -442,8 +439,8 @@ def test_the_ring_is_at_least_the_warm_up() -> None:
 
 
 def test_memory_is_reported() -> None:
-    """Bytes of rings, stamps, counts and state of all slots."""
+    """Bytes of rings, stamps, counts, beginnings and state of all slots."""
     scorer = Scorer(ewma(), ring_points=10)
     feed(scorer, list(range(64)), 0, points(64))
 
-    assert scorer.state_bytes == 64 * (10 * 2 * 4 + 8 + 8 + 2 * 4)
+    assert scorer.state_bytes == 64 * (10 * 2 * 4 + 8 + 8 + 8 + 2 * 4)

@@ -113,14 +113,14 @@ async def test_problems_of_single_points_are_statuses(pump: Hub, client: Client)
 
 
 async def test_anomalies_come_with_contributions(pump: Hub, client: Client) -> None:
-    """Where asked for, anomalies, and only they, come with each feature's part in the error."""
+    """Where asked for, anomalies, and only they, come with each feature's share of the error."""
     values = np.zeros((6, 2), np.float32)
-    values[5] = [2, 18]
+    values[5] = [4, 12]
 
     reply = await client.score("pump", series=["a"], stamps=stamps(6), values=values, contributions=True)
 
     assert reply.anomalies.tolist() == [False] * 5 + [True]
-    assert {i: shares.tolist() for i, shares in reply.contributions.items()} == {5: [1.0, 9.0]}
+    assert {i: shares.tolist() for i, shares in reply.contributions.items()} == {5: [0.25, 0.75]}
 
 
 async def test_row_numbers_go_on_without_stamps(hub: Hub, client: Client) -> None:

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import autoencoders, cuts, lstms, noise, randomised
+from strategies import (
+    autoencoders,
+    conv_autoencoders,
+    cuts,
+    grus,
+    lstm_autoencoders,
+    lstms,
+    noise,
+    randomised,
+    variational_autoencoders,
+)
 from torch import Tensor
 
 import pruning.surgery
 from detectors.errors import InvalidInputError
-from detectors.training.networks import LSTM, Autoencoder, Network, Slice
+from detectors.training.networks import GRU, LSTM, Autoencoder, ConvAutoencoder, Network, Slice
 from pruning.groups import Keep, dropped, expand
 from pruning.surgery import masked, remove
 
 EXACT = 1e-9
+SMALL = {"encoder0": 5, "bottleneck": 3, "decoder0": 5}
 drawn = settings(max_examples=200, deadline=None, derandomize=True)
+recurrent = st.one_of(lstms(), grus())
+networks = st.one_of(recurrent, autoencoders(), conv_autoencoders(), lstm_autoencoders(), variational_autoencoders())
 
 
 def run(network: Network, points: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -57,23 +72,52 @@ def test_removing_units_of_an_autoencoder_equals_zeroing_what_reads_them(cut) ->
 
 
 @drawn
-@given(cuts(lstms()))
+@given(cuts(grus()))
+def test_removing_units_of_a_gru_equals_zeroing_what_reads_them(cut) -> None:
+    """Whatever the widths, layers, features and keep-sets, in float64, over carried state."""
+    assert_removal_is_masking(*cut)
+
+
+@drawn
+@given(cuts(conv_autoencoders()))
+def test_removing_filters_of_a_conv_autoencoder_equals_zeroing_what_reads_them(cut) -> None:
+    """Whatever the window, depth, filters, features and keep-sets, in float64, over carried state."""
+    assert_removal_is_masking(*cut)
+
+
+@drawn
+@given(cuts(lstm_autoencoders()))
+def test_removing_units_of_an_lstm_autoencoder_equals_zeroing_what_reads_them(cut) -> None:
+    """Coupled or both ways, whatever the window, widths, features and keep-sets, in float64, over carried state."""
+    assert_removal_is_masking(*cut)
+
+
+@drawn
+@given(cuts(variational_autoencoders()))
+def test_removing_units_of_a_variational_autoencoder_equals_zeroing_what_reads_them(cut) -> None:
+    """Whatever the window, widths, features and keep-sets, in float64, over carried state."""
+    assert_removal_is_masking(*cut)
+
+
+@drawn
+@given(cuts(recurrent))
 def test_state_of_surviving_units_is_what_it_was(cut) -> None:
-    """Carried h and c of the cut network are those of the kept units of the masked one."""
+    """Carried state of the cut network is that of the kept units of the masked one: h of a layer, of an LSTM c too."""
     network, keep, seed = cut
     points = noise(2, 6, network.n_features, seed=seed)
 
     _, wide = run(masked(network, keep), points)
     _, narrow = run(remove(network, keep), points)
 
+    each = len(wide) // len(network.groups())
     for i, group in enumerate(network.groups()):
         kept = keep.get(group.name, torch.arange(group.width))
-        for part in (2 * i, 2 * i + 1):
+        for part in range(i * each, (i + 1) * each):
             assert torch.allclose(narrow[part], wide[part][:, kept], rtol=0, atol=EXACT)
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
-@given(cuts(st.one_of(lstms(), autoencoders())))
+@given(cuts(networks))
 def test_removing_nothing_changes_nothing(cut) -> None:
     """A keep-set of all units gives the same tensors, in a new network."""
     network, _, _ = cut
@@ -88,7 +132,7 @@ def test_removing_nothing_changes_nothing(cut) -> None:
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(cuts(st.one_of(lstms(), autoencoders())))
+@given(cuts(networks))
 def test_every_tensor_shrinks_by_exactly_its_slices(cut) -> None:
     """Sizes follow from the declared slices and from nothing else."""
     network, keep, _ = cut
@@ -105,7 +149,7 @@ def test_every_tensor_shrinks_by_exactly_its_slices(cut) -> None:
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(cuts(st.one_of(lstms(), autoencoders())))
+@given(cuts(networks))
 def test_two_forwards_are_equal_and_the_input_stays_as_it_was(cut) -> None:
     """A mis-sliced LSTM may answer differently each time; and what serves is never touched."""
     network, keep, seed = cut
@@ -121,7 +165,7 @@ def test_two_forwards_are_equal_and_the_input_stays_as_it_was(cut) -> None:
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.data(), cuts(st.one_of(lstms(), autoencoders())))
+@given(st.data(), cuts(networks))
 def test_two_removals_are_one(data, cut) -> None:
     """Cutting in stages gives the network that one cut with the joined keep-sets gives."""
     network, first, _ = cut
@@ -151,20 +195,20 @@ def test_the_network_keeps_its_type_of_number() -> None:
     [
         ({"bottleneck": torch.tensor([0])}, "keep.bottleneck"),
         ({"attention": torch.tensor([0])}, "keep"),
-        ({"encoder": torch.tensor([2, 1])}, "keep.encoder"),
-        ({"encoder": torch.tensor([1, 1])}, "keep.encoder"),
-        ({"encoder": torch.tensor([], dtype=torch.int64)}, "keep.encoder"),
-        ({"encoder": torch.tensor([0, 5])}, "keep.encoder"),
-        ({"encoder": torch.tensor([-1, 2])}, "keep.encoder"),
-        ({"encoder": torch.tensor([False, True])}, "keep.encoder"),
-        ({"encoder": torch.tensor([0.0, 1.7])}, "keep.encoder"),
+        ({"encoder0": torch.tensor([2, 1])}, "keep.encoder0"),
+        ({"encoder0": torch.tensor([1, 1])}, "keep.encoder0"),
+        ({"encoder0": torch.tensor([], dtype=torch.int64)}, "keep.encoder0"),
+        ({"encoder0": torch.tensor([0, 5])}, "keep.encoder0"),
+        ({"encoder0": torch.tensor([-1, 2])}, "keep.encoder0"),
+        ({"encoder0": torch.tensor([False, True])}, "keep.encoder0"),
+        ({"encoder0": torch.tensor([0.0, 1.7])}, "keep.encoder0"),
     ],
     ids=["protected", "unknown", "unsorted", "repeated", "empty", "too large", "negative", "mask", "fraction"],
 )
 @pytest.mark.parametrize("surgery", [remove, masked])
 def test_bad_keep_sets_are_refused_by_name(surgery, keep, field: str) -> None:
     """Protected, unknown, unsorted, repeated, empty, out-of-range sets and masks: an error that names the group."""
-    network = Autoencoder(2, 3, 5, 3, 5)
+    network = Autoencoder(2, 3, SMALL)
 
     with pytest.raises(InvalidInputError) as error:
         surgery(network, keep)
@@ -180,7 +224,7 @@ def test_an_unknown_group_names_the_known_ones() -> None:
 
 def test_a_protected_group_may_be_named_whole() -> None:
     """Keeping all of it is no pruning."""
-    network = randomised(Autoencoder(2, 3, 5, 3, 5), 0)
+    network = randomised(Autoencoder(2, 3, SMALL), 0)
 
     assert remove(network, {"bottleneck": torch.arange(3)}).units == network.units
 
@@ -203,12 +247,37 @@ def test_expand_and_dropped_by_hand() -> None:
     ],
     ids=["gates interleaved", "another unit in each gate"],
 )
-def test_the_property_catches_a_wrong_gate_layout(monkeypatch, defect) -> None:
+@pytest.mark.parametrize("kind", [LSTM, GRU])
+def test_the_property_catches_a_wrong_gate_layout(monkeypatch, kind, defect) -> None:
     """The test above is worth something: a planted defect of the indexing, right in all shapes, makes it fail."""
-    network, keep = randomised(LSTM(2, (6, 5)), 3), {"layer0": torch.tensor([0, 2, 3]), "layer1": torch.tensor([1, 4])}
+    network, keep = randomised(kind(2, (6, 5)), 3), {"layer0": torch.tensor([0, 2, 3]), "layer1": torch.tensor([1, 4])}
     assert_removal_is_masking(network, keep)
 
     monkeypatch.setattr(pruning.surgery, "expand", defect)
+
+    with pytest.raises(AssertionError):
+        assert_removal_is_masking(network, keep)
+
+
+def test_the_property_catches_swapped_axes_of_a_transposed_convolution(monkeypatch) -> None:
+    """Its weight is (in, out, kernel): taken for (out, in, kernel), with as many units on either side, it must show."""
+    widths = {"encoder0": 4, "encoder1": 4, "bottleneck": 2, "decoder0": 4, "decoder1": 4}
+    network = randomised(ConvAutoencoder(2, 9, widths), 3)
+    keep = {"decoder0": torch.tensor([0, 2]), "decoder1": torch.tensor([1, 2])}
+    assert_removal_is_masking(network, keep)
+
+    def swapped(where: Slice) -> Slice:
+        return replace(where, axis=1 - where.axis) if where.tensor == "layers.decoder1.weight" else where
+
+    right = ConvAutoencoder.groups
+    monkeypatch.setattr(
+        ConvAutoencoder,
+        "groups",
+        lambda network: [
+            replace(group, own=tuple(map(swapped, group.own)), consumers=tuple(map(swapped, group.consumers)))
+            for group in right(network)
+        ],
+    )
 
     with pytest.raises(AssertionError):
         assert_removal_is_masking(network, keep)

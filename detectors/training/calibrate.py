@@ -1,4 +1,4 @@
-"""From errors to scores: robust statistics of what is normal, and the tail probability of an error.
+"""The scale of inputs, and from errors to scores: the tail probability of an error.
 
 score = -log10 P(error of a normal point > e). Up to a high quantile P is the empirical tail, interpolated between knots
 (strictly increasing); beyond it a generalised Pareto tail (peaks over threshold; Pickands 1975), fitted by
@@ -20,7 +20,6 @@ Float64 = NDArray[np.float64]
 
 CLIP = 10.0  # scaled inputs are cut at ten standard deviations: one dead sensor must not drown the others
 CONSTANT = 1e-6  # a feature whose deviation is below this share of its mean counts as constant
-RESIDUAL_FLOOR = 0.05  # of a standard deviation of the input: keeps perfectly predicted features from dividing by zero
 KNOTS = 32
 TAIL_SHARE = 0.05  # the worst twentieth of the calibration points makes the tail ...
 TAIL_POINTS = 20  # ... but at least this many points, however short the data
@@ -32,16 +31,34 @@ SHAPE_RANGE = (
 
 @dataclass(frozen=True)
 class Scaler:
-    """Input scale: x = clip((value - center) / scale, -CLIP, CLIP), by feature."""
+    """Input scale: x = clip((value - center) / scale, -clip, clip), by feature.
+
+    Attributes:
+        center: [F].
+        scale: [F], > 0.
+        clip: Bound of |x|; None: none.
+    """
 
     center: NDArray[np.float32]
     scale: NDArray[np.float32]
+    clip: float | None = CLIP
+
+    @classmethod
+    def identity(cls, n_features: int) -> Self:
+        """Leaves values as they are."""
+        return cls(np.zeros(n_features, np.float32), np.ones(n_features, np.float32), None)
 
     @classmethod
     def fit(cls, rows: NDArray[np.float32]) -> Self:
-        """Mean and standard deviation [F] of rows [N, F]; a constant feature gets the scale of its own size, or 1."""
+        """Mean and standard deviation [F] of rows [N, F]; a constant feature gets the scale of its own size, or 1.
+
+        Missing values (NaN) do not count.
+        """
         wide = rows.astype(np.float64)
-        center, deviation = wide.mean(axis=0), wide.std(axis=0)
+        there = np.isfinite(wide)
+        count = np.maximum(there.sum(axis=0), 1)
+        center = np.where(there, wide, 0).sum(axis=0) / count
+        deviation = np.sqrt((np.where(there, wide - center, 0) ** 2).sum(axis=0) / count)
         size = np.abs(center)
         constant = deviation <= CONSTANT * np.maximum(size, CONSTANT)
         scale = np.where(constant, np.where(size > CONSTANT, 0.1 * size, 1.0), deviation)
@@ -49,34 +66,8 @@ class Scaler:
 
     def __call__(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """Scaled rows, float32, in the order of operations of the graph."""
-        scaled: NDArray[np.float32] = np.clip((rows - self.center) * self.inverse, -np.float32(CLIP), np.float32(CLIP))
-        return scaled
-
-    @property
-    def inverse(self) -> NDArray[np.float32]:
-        """1 / scale, as the graph multiplies by it."""
-        return (np.float32(1) / self.scale).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class ResidualScale:
-    """Normal residuals by feature: z = (residual - center) / scale."""
-
-    center: NDArray[np.float32]
-    scale: NDArray[np.float32]
-
-    @classmethod
-    def fit(cls, residuals: NDArray[np.float32]) -> Self:
-        """Median and the larger of two robust deviations, [F], of residuals [N, F].
-
-        The median absolute deviation alone is too small for features that mostly stand still; the deviation of the
-        middle 98 % alone is what an outlier moves most.
-        """
-        center = np.median(residuals, axis=0)
-        away = np.abs(residuals - center)
-        middle = np.minimum(away, np.quantile(away, 0.98, axis=0))
-        scale = np.maximum.reduce([1.4826 * np.median(away, axis=0), np.sqrt((middle**2).mean(axis=0))])
-        return cls(center.astype(np.float32), np.maximum(scale, RESIDUAL_FLOOR).astype(np.float32))
+        scaled: NDArray[np.float32] = (rows - self.center) * self.inverse
+        return scaled if self.clip is None else np.clip(scaled, -np.float32(self.clip), np.float32(self.clip))
 
     @property
     def inverse(self) -> NDArray[np.float32]:
@@ -89,7 +80,7 @@ class Calibration:
     """Error -> score.
 
     Attributes:
-        knots: [K] strictly increasing errors; the first is 0.
+        knots: [K] strictly increasing errors; the first is 0, or the smallest where errors are negative.
         levels: [K] strictly increasing scores at the knots; the first is 0.
         tail_shape: Generalised Pareto shape above the last knot, > 0.
         tail_scale: Its scale, in units of the error.
@@ -101,13 +92,19 @@ class Calibration:
     tail_scale: float
 
     @classmethod
-    def fit(cls, errors: NDArray[np.floating]) -> Self:
-        """Fits the score scale to the errors [N] of normal points.
+    def fit(cls, errors: NDArray[np.floating], seen: NDArray[np.floating] | None = None, trim: float = 0.0) -> Self:
+        """Fits the score scale to the errors of normal points.
+
+        Args:
+            errors: [N], of points that were not trained on.
+            seen: [M], of points that were: where those are the larger ones (a short held-out part may lack the busy
+                hours), they count. Training has pushed them down, so this never makes scores larger.
+            trim: Share of the largest of either that is left out: anomalies among the normal points.
 
         Raises:
             InvalidInputError: fewer than `TAIL_POINTS` finite errors.
         """
-        e = np.sort(np.asarray(errors, np.float64)[np.isfinite(errors)])
+        e = _sorted(errors, trim)
         n = len(e)
         if n < TAIL_POINTS:
             raise InvalidInputError(
@@ -118,12 +115,18 @@ class Calibration:
         share = min(0.5, max(TAIL_SHARE, TAIL_POINTS / n))
         levels = np.linspace(0, -math.log10(share), KNOTS)
         knots = np.quantile(e, 1 - 10.0**-levels)
-        knots[0] = 0.0
-        gap = max(1e-6 * knots[-1], 1e-9)
+        other = _sorted(np.empty(0) if seen is None else seen, trim)
+        if len(other) >= TAIL_POINTS:
+            larger = np.quantile(other, 1 - 10.0**-levels)
+            e = other if larger[-1] > knots[-1] else e  # the tail is that of the larger ones
+            knots = np.maximum(knots, larger)
+        knots[0] = min(0.0, e[0])
+        size = max(-knots[0], knots[-1])
+        gap = max(1e-6 * size, 1e-9)
         knots = np.maximum.accumulate(knots + gap * np.arange(KNOTS))  # strictly increasing, also over ties
-        knots = np.maximum(knots, gap * np.arange(KNOTS))
+        knots = np.maximum(knots, knots[0] + gap * np.arange(KNOTS))
         over = e[e > knots[-1]] - knots[-1]
-        shape, scale = _pareto(over, floor=max(1e-3 * knots[-1], gap))
+        shape, scale = _pareto(over, floor=max(1e-3 * size, gap))
         return cls(knots, levels, shape, scale)
 
     def score(self, errors: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -134,6 +137,12 @@ class Calibration:
         tail = np.log1p(self.tail_shape * over / self.tail_scale) / (self.tail_shape * math.log(10))
         score: NDArray[np.float32] = (below + tail).astype(np.float32)
         return score
+
+
+def _sorted(errors: NDArray[np.floating], trim: float) -> Float64:
+    """The finite ones, ascending, without the largest."""
+    e = np.sort(np.asarray(errors, np.float64)[np.isfinite(errors)])
+    return e[: len(e) - int(len(e) * trim)]
 
 
 def _pareto(over: Float64, floor: float) -> tuple[float, float]:

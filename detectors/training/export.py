@@ -8,33 +8,108 @@ from typing import Any
 import numpy as np
 
 from detectors.bundle import GRAPH, WEIGHTS, Bundle, Lineage, NetworkInfo, make_bundle
-from detectors.runtime import VALUES
-from detectors.training.calibrate import CLIP, Calibration
-from detectors.training.fitted import Fitted, save
+from detectors.runtime import MISSING_STATE, VALUES
+from detectors.training.calibrate import Calibration, Scaler
+from detectors.training.fitted import Fitted, View, kept, save
 from detectors.training.graph import Graph
-from detectors.training.networks.base import Normal
+from detectors.training.networks import Network
 
 
 def step_graph(fitted: Fitted) -> bytes:
-    """Raw values in, score and contributions out: scaling, network step, error and calibration in one ONNX graph.
+    """Raw values in, score and contributions out: everything in one ONNX graph.
 
-    See `detectors.runtime` for the contract.
+    Scaling, missing values, the network's step, its error, smoothing and calibration; for an ensemble those of each
+    member, then the mean of their scores and its calibration. See `detectors.runtime` for the contract.
     """
-    n_features = len(fitted.features)
-    graph = Graph(n_features)
-    centred = graph.op("Sub", VALUES, graph.const(fitted.scaler.center))
-    point = graph.op(
-        "Clip", graph.op("Mul", centred, graph.const(fitted.scaler.inverse)), graph.const(-CLIP), graph.const(CLIP)
-    )
-    share = np.float32(1 / math.sqrt(n_features))  # contributions add up to the mean over features
-    normal = Normal(fitted.residual.center, fitted.residual.inverse * share)
-    contribution = fitted.network.draw(graph, point, normal)
-    error = graph.op("ReduceSum", contribution, graph.const([1], np.int64), keepdims=1)  # [B, 1]
-    return graph.finish(_score(graph, error, fitted.calibration), contribution)
+    network = fitted.network
+    graph = Graph(len(fitted.features), network.stride)
+    point, missing = _point(graph, fitted.scaler, network.stride, carry=fitted.how.missing == "carry")
+    drawn = []
+    for (name, member), view in zip(network.members.items(), fitted.views, strict=True):
+        graph.prefix = f"{name}." if name else ""
+        drawn.append(_contribution(graph, fitted, member, view, point, missing))
+    graph.prefix = ""
+    if fitted.combined is None:
+        contribution = drawn[0]
+        return graph.finish(_score(graph, _sum(graph, contribution), fitted.views[0].calibration), contribution)
+    shares = [
+        _shared(graph, each, view.calibration, len(drawn)) for each, view in zip(drawn, fitted.views, strict=True)
+    ]
+    contribution = shares[0]
+    for share in shares[1:]:
+        contribution = graph.op("Add", contribution, share)
+    return graph.finish(_score(graph, _sum(graph, contribution), fitted.combined), contribution)
+
+
+def _point(graph: Graph, scaler: Scaler, stride: int, *, carry: bool) -> tuple[str, str | None]:
+    """The scaled point, [B, F] ([B, stride * F]), and 1 where a value was missing; None: none can be."""
+    n_features = graph.n_features
+    values = VALUES
+    if stride > 1:
+        values = graph.op("Reshape", values, graph.const([-1, stride * n_features], np.int64))
+    center, inverse = np.tile(scaler.center, stride), np.tile(scaler.inverse, stride)
+    scaled = graph.op("Mul", graph.op("Sub", values, graph.const(center)), graph.const(inverse))
+    if scaler.clip is not None:
+        scaled = graph.op("Clip", scaled, graph.const(-scaler.clip), graph.const(scaler.clip))
+    if not carry:
+        return scaled, None
+    gone = graph.op("IsNaN", values)
+    last = graph.state(MISSING_STATE, (n_features,))
+    steps = []
+    before = last
+    for i in range(stride):  # the last value is carried from point to point
+        here = [graph.const([at], np.int64) for at in (i * n_features, (i + 1) * n_features, 1)]
+        before = graph.op("Where", graph.op("Slice", gone, *here), before, graph.op("Slice", scaled, *here))
+        steps.append(before)
+    graph.carry(last, before)
+    point = steps[0] if stride == 1 else graph.op("Concat", *steps, axis=1)
+    return point, graph.op("Cast", gone, to=1)  # 1: float
+
+
+def _contribution(graph: Graph, fitted: Fitted, member: Network, view: View, point: str, missing: str | None) -> str:
+    """What each feature contributes to a member's smoothed error, [B, F]."""
+    n_features = graph.n_features
+    known = None
+    if missing is not None:
+        window = member.draw_window(graph, missing, "missing") if member.positions > 1 else _newest(graph, missing)
+        known = graph.op("Sub", graph.const(1), window)
+    z = member.draw(graph, point, view.form.normal)
+    each = view.form.draw(graph, z, member.positions, n_features, known)
+    keep = kept(member, fitted.how)
+    if not keep:
+        return each
+    smooth = graph.state("smooth", (n_features,))
+    moved = graph.op("Mul", graph.op("Sub", smooth, each), graph.const(keep))
+    now = graph.op("Add", each, moved)
+    graph.carry(smooth, now)
+    return now
+
+
+def _newest(graph: Graph, points: str) -> str:
+    """The last of the points of a step, [B, F]."""
+    if graph.stride == 1:
+        return points
+    first, last = (graph.stride - 1) * graph.n_features, graph.stride * graph.n_features
+    return graph.op("Slice", points, *(graph.const([at], np.int64) for at in (first, last, 1)))
+
+
+def _sum(graph: Graph, contribution: str) -> str:
+    return graph.op("ReduceSum", contribution, graph.const([1], np.int64), keepdims=1)  # [B, 1]
+
+
+def _shared(graph: Graph, contribution: str, calibration: Calibration, members: int) -> str:
+    """A member's part of the mean score, spread over features as they contribute to its error: [B, F]."""
+    error = _sum(graph, contribution)
+    score = graph.op("Mul", _calibrated(graph, error, calibration), graph.const(1 / members))
+    return graph.op("Mul", contribution, graph.op("Div", score, graph.op("Max", error, graph.const(1e-12))))
 
 
 def _score(graph: Graph, error: str, calibration: Calibration) -> str:
-    """Piecewise linear up to the last knot, generalised Pareto beyond: [B, 1] -> [B]."""
+    return graph.op("Squeeze", _calibrated(graph, error, calibration), graph.const([1], np.int64))  # [B]
+
+
+def _calibrated(graph: Graph, error: str, calibration: Calibration) -> str:
+    """Piecewise linear up to the last knot, generalised Pareto beyond: [B, 1] -> [B, 1]."""
     gaps, rises = np.diff(calibration.knots), np.diff(calibration.levels)
     inside = graph.op("Sub", error, graph.const(calibration.knots[:-1]))
     share = graph.op("Clip", graph.op("Mul", inside, graph.const(1 / gaps)), graph.const(0), graph.const(1))  # [B, K-1]
@@ -43,7 +118,7 @@ def _score(graph: Graph, error: str, calibration: Calibration) -> str:
     grown = graph.op("Mul", over, graph.const(calibration.tail_shape / calibration.tail_scale))
     log = graph.op("Log", graph.op("Add", grown, graph.const(1)))
     tail = graph.op("Mul", log, graph.const(1 / (calibration.tail_shape * math.log(10))))
-    return graph.op("Squeeze", graph.op("Add", below, tail), graph.const([1], np.int64))
+    return graph.op("Add", below, tail)
 
 
 def to_bundle(
@@ -70,7 +145,7 @@ def to_bundle(
             options=network.options,
         ),
         features=list(fitted.features),
-        warm_up_points=network.warm_up_points,
+        warm_up_points=fitted.warm_up_points,
         gate=gate,
         lineage=lineage,
     )

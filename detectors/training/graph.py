@@ -13,6 +13,7 @@ from detectors.runtime import CONTRIBUTION, NEXT_SUFFIX, SCORE, STATE_PREFIX, VA
 
 OPSET = 17  # ONNX 1.12 (2022): old enough for every runtime in use, new enough for all we need
 IR_VERSION = 8
+ML_DOMAIN, ML_OPSET = "ai.onnx.ml", 3
 
 
 class Graph:
@@ -20,13 +21,18 @@ class Graph:
 
     Args:
         n_features: F.
+        stride: Points that a step takes; more than one: `values` is [B, stride, F].
     """
 
-    def __init__(self, n_features: int) -> None:
+    def __init__(self, n_features: int, stride: int = 1) -> None:
         self.n_features = n_features
+        self.stride = stride
+        self.prefix = ""
+        """Put before the names of states, so that several networks can share a graph."""
         self._nodes: list[onnx.NodeProto] = []
         self._constants: list[onnx.TensorProto] = []
         self._states: list[tuple[str, tuple[int, ...], str]] = []
+        self._domains: dict[str, int] = {}
         self._count = 0
 
     def const(self, value: ArrayLike, dtype: Any = np.float32) -> str:
@@ -38,6 +44,11 @@ class Graph:
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """An operation with one output."""
         return self.ops(kind, *inputs, outputs=1, **attributes)[0]
+
+    def trees(self, *inputs: str, **attributes: Any) -> str:
+        """A tree ensemble: the one operation that is not of ONNX's main domain."""
+        self._domains[ML_DOMAIN] = ML_OPSET
+        return self.op("TreeEnsembleRegressor", *inputs, domain=ML_DOMAIN, **attributes)
 
     def ops(self, kind: str, *inputs: str, outputs: int, **attributes: Any) -> list[str]:
         """An operation with several outputs."""
@@ -51,8 +62,9 @@ class Graph:
 
     def state(self, name: str, shape: tuple[int, ...]) -> str:
         """Declares a carried state [B, *shape]; the name to read it by."""
-        self._states.append((STATE_PREFIX + name, shape, ""))
-        return STATE_PREFIX + name
+        full = STATE_PREFIX + self.prefix + name
+        self._states.append((full, shape, ""))
+        return full
 
     def carry(self, state: str, value: str) -> None:
         """Says what becomes of a declared state after the step."""
@@ -64,13 +76,18 @@ class Graph:
         outputs = [(score, SCORE, ()), (contribution, CONTRIBUTION, (self.n_features,))]
         outputs += [(value, name + NEXT_SUFFIX, shape) for name, shape, value in self._states]
         # Each output is some node's output under its public name.
+        renamed: dict[str, str] = {}
         for value, public, _ in outputs:
-            self._rename(value, public)
+            if value in renamed:
+                self._nodes.append(helper.make_node("Identity", [renamed[value]], [public]))
+            else:
+                self._rename(value, public)
+                renamed[value] = public
         graph = helper.make_graph(
             self._nodes,
             "step",
             [
-                _info(VALUES, (self.n_features,)),
+                _info(VALUES, (self.n_features,) if self.stride == 1 else (self.stride, self.n_features)),
                 *(_info(name, shape) for name, shape, _ in self._states),
             ],
             [_info(public, shape) for _, public, shape in outputs],
@@ -80,7 +97,7 @@ class Graph:
             graph,
             producer_name="prunewatch",
             ir_version=IR_VERSION,
-            opset_imports=[helper.make_opsetid("", OPSET)],
+            opset_imports=[helper.make_opsetid("", OPSET), *(helper.make_opsetid(*it) for it in self._domains.items())],
         )
         onnx.checker.check_model(model, full_check=True)
         return bytes(model.SerializeToString(deterministic=True))

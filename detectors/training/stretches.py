@@ -1,10 +1,10 @@
-"""Training data: contiguous stretches of points, and lanes that run through them with carried state."""
+"""Training data: contiguous stretches of points; lanes that run through them, and windows out of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from detectors.errors import InvalidInputError
 
 FloatArray = NDArray[np.float32]
+Missing = Literal["reject", "carry"]
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,29 @@ class Stretches:
     parts: tuple[FloatArray, ...]
 
     @classmethod
-    def of(cls, parts: Sequence[FloatArray]) -> Self:
-        """Cuts parts at rows with missing or infinite values; those rows are left out."""
+    def of(cls, parts: Sequence[FloatArray], *, missing: Missing = "reject") -> Self:
+        """Cuts parts at rows with infinite values, and with missing ones unless those are carried.
+
+        Rows where it is cut are left out; missing values that are carried stay NaN until the network sees them.
+        """
         clean: list[FloatArray] = []
         for raw in parts:
             part = np.asarray(raw, np.float32)
-            good = np.isfinite(part).all(axis=1)
+            good = (np.isfinite(part) | (np.isnan(part) if missing == "carry" else False)).all(axis=1)
             edges = np.flatnonzero(np.diff(np.r_[False, good, False].astype(np.int8)))
             clean += [part[start:stop] for start, stop in zip(edges[::2], edges[1::2], strict=True)]
         return cls(tuple(clean))
+
+    def filled(self) -> Stretches:
+        """The same with missing values carried on; at the beginning of a part, its first value carried back."""
+        if all(np.isfinite(part).all() for part in self.parts):
+            return self
+        parts = []
+        for part in self.parts:
+            forward, _ = carried(part[None])
+            backward, _ = carried(part[None, ::-1])
+            parts.append(np.where(np.isfinite(forward[0]), forward[0], backward[0, ::-1]))
+        return Stretches(tuple(np.nan_to_num(part, nan=0.0) for part in parts))
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)
@@ -84,19 +99,59 @@ class Stretches:
             )
 
 
+def carried(points: FloatArray) -> tuple[FloatArray, NDArray[np.bool_]]:
+    """Points [B, T, F] with the last value of a feature where one is missing (NaN before the first); what was there."""
+    known = np.isfinite(points)
+    last = np.maximum.accumulate(np.where(known, np.arange(points.shape[1])[:, None], -1), axis=1)
+    filled = np.take_along_axis(points, np.maximum(last, 0), axis=1)
+    return np.where(last >= 0, filled, np.float32(np.nan)), known
+
+
 @dataclass(frozen=True)
 class Chunk:
     """T points of each of B lanes.
 
     Attributes:
         points: [B, T, F], scaled.
-        counted: [B, T], False for padding and for the blind first points of a stretch.
+        counted: [B, T] of the points that are judged, False for padding and for the blind first points of a stretch;
+            [B, 1] for windows, of which only the last point is.
         restarted: [B], True where the lane begins a stretch and its state is to be zeroed.
     """
 
     points: Tensor
     counted: Tensor
     restarted: Tensor
+
+
+class Windows:
+    """Windows drawn at random, for networks whose only state is the window: neighbours are nearly the same.
+
+    Args:
+        parts: Scaled stretches [T, F], each at least a window long.
+        batch: B.
+        window: W.
+        rng: Where windows lie.
+    """
+
+    def __init__(self, parts: Sequence[FloatArray], *, batch: int, window: int, rng: np.random.Generator) -> None:
+        self._points = torch.from_numpy(np.concatenate(parts))
+        sizes = np.array([len(part) for part in parts])
+        starts = np.cumsum(sizes) - sizes
+        self._firsts = np.concatenate(
+            [np.arange(start, start + size - window + 1) for start, size in zip(starts, sizes, strict=True)]
+        )
+        self._batch, self._window, self._rng = batch, window, rng
+
+    def chunks(self, count: int) -> Iterator[Chunk]:
+        """`count` batches of windows [B, W, F]; all are seen about equally often."""
+        order = np.empty(0, np.int64)
+        counted, restarted = torch.ones(self._batch, 1, dtype=torch.bool), torch.ones(self._batch, dtype=torch.bool)
+        for _ in range(count):
+            while len(order) < self._batch:
+                order = np.concatenate([order, self._rng.permutation(self._firsts)])
+            first, order = order[: self._batch], order[self._batch :]
+            index = torch.from_numpy(first[:, None] + np.arange(self._window))
+            yield Chunk(self._points[index], counted, restarted)
 
 
 class Lanes:

@@ -27,6 +27,7 @@ from prunewatch.replies import (
     Anomaly,
     Scores,
     ServiceError,
+    anomaly_of,
     cycle_json,
     detector_json,
     failed_message,
@@ -51,6 +52,7 @@ CHUNK_BYTES = 1 << 20  # of an upload; a message may have four times that
 POLL_SECONDS = 0.25
 UNANSWERED = 8  # messages of a stream on their way at once: keeps the server busy and the queue short
 MAX_MESSAGE_BYTES = 64 << 20
+LARGEST_PAGE = 1000  # rows; the service sends no more
 Progress = Callable[[str, float, str], None]
 """Told of a stage, the share done and words about it."""
 T = TypeVar("T")
@@ -176,18 +178,42 @@ class Client:
         try:
             with _errors():
                 async for it in call:
-                    yield Anomaly(
-                        detector=it.detector.rpartition("/")[2],
-                        series=it.series,
-                        stamp=it.stamp,
-                        score=it.score,
-                        threshold=it.threshold,
-                        version=it.version,
-                        contributions={share.feature: share.share for share in it.contributions},
-                        dropped=it.dropped,
-                    )
+                    yield anomaly_of(it)
         finally:
             call.cancel()
+
+    async def anomalies(
+        self,
+        detector: str,
+        *,
+        series: str | None = None,
+        start: int | None = None,
+        end: int | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[Anomaly]:
+        """Anomalies that the service has found in LIVE points and kept, newest first; asks for pages as they are read.
+
+        Args:
+            detector: Its name.
+            series: Only of this series.
+            start: Only stamps from here on.
+            end: Only stamps before this.
+            limit: At most so many.
+        """
+        request = scoring_pb2.ListAnomaliesRequest(
+            parent=_name(detector), series=series or "", start_stamp=start, end_stamp=end
+        )
+        left = LARGEST_PAGE if limit is None else limit
+        while left > 0:
+            request.page_size = min(left, LARGEST_PAGE)
+            with _errors():
+                page = await self._scoring.ListAnomalies(request)
+            for it in page.anomalies:
+                yield anomaly_of(it)
+            if not (token := page.next_page_token):
+                return
+            request.page_token = token
+            left -= 0 if limit is None else len(page.anomalies)
 
     # detectors
 
@@ -256,12 +282,18 @@ class Client:
 
     # fits and cycles
 
-    async def fit(self, detector: str, *, seed: int | None = None) -> str:
-        """Begins a fit on the points the service has seen; returns the operation's name."""
+    async def fit(self, detector: str, *, seed: int | None = None, start_from: str | None = None) -> str:
+        """Begins a fit on the points the service has seen; returns the operation's name.
+
+        Args:
+            detector: Its name.
+            seed: Of this fit.
+            start_from: The detector whose weights to begin with.
+        """
+        start = _name(start_from) if start_from else ""
+        request = detectors_pb2.FitDetectorRequest(name=_name(detector), seed=seed, start_from=start)
         with _errors():
-            operation = await self._detectors.FitDetector(
-                detectors_pb2.FitDetectorRequest(name=_name(detector), seed=seed)
-            )
+            operation = await self._detectors.FitDetector(request)
         return str(operation.name)
 
     async def fit_upload(
@@ -273,6 +305,7 @@ class Client:
         values: ArrayLike,
         config: Mapping[str, Any] | None = None,
         seed: int | None = None,
+        start_from: str | None = None,
     ) -> str:
         """Begins a fit on points that are sent; a detector that does not exist is created.
 
@@ -283,12 +316,18 @@ class Client:
             values: [N, F].
             config: Of a detector that is created.
             seed: Of this fit.
+            start_from: The detector whose weights to begin with.
 
         Returns:
             The operation's name.
         """
         header = detectors_pb2.FitHeader(
-            name=_name(detector), features=features, allow_missing=True, config=_config(config), seed=seed
+            name=_name(detector),
+            features=features,
+            allow_missing=True,
+            config=_config(config),
+            seed=seed,
+            start_from=_name(start_from) if start_from else "",
         )
 
         def messages() -> Iterable[detectors_pb2.FitDetectorFromUploadRequest]:

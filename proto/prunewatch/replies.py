@@ -43,7 +43,7 @@ class ServiceError(Exception):
 
 @dataclass(frozen=True)
 class Anomaly:
-    """One anomaly of a watched detector."""
+    """One anomaly, as it was watched or asked for later."""
 
     detector: str
     series: str
@@ -52,9 +52,11 @@ class Anomaly:
     threshold: float
     version: int
     contributions: Mapping[str, float]
-    """Share of the error by feature, the largest ones."""
-    dropped: int
-    """Anomalies this reader has lost because it was too slow."""
+    """Share of the error by feature, the largest ones, largest first."""
+    dropped: int = 0
+    """Anomalies this reader of `Client.watch` has lost because it was too slow."""
+    found_seconds: float = 0.0
+    """When it was found by the server's clock, in seconds since the epoch."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Scores:
         threshold: Scores from here on are anomalies.
         version: That scored; 0 while the detector learns.
         point_versions: [N].
-        contributions: By index of an anomaly, [F]; only when asked for.
+        contributions: By index of an anomaly, [F] shares of the error; only when asked for.
         sequence: Number of the message in a stream.
         error: Why a message of a stream could not be used; the arrays are empty then.
     """
@@ -102,6 +104,21 @@ def scores_of(response: scoring_pb2.ScoreResponse, sequence: int = 0) -> Scores:
         point_versions=versions if len(versions) else np.full(len(scores), response.version, np.int64),
         contributions=dict(zip(flagged, shares, strict=True)),
         sequence=sequence,
+    )
+
+
+def anomaly_of(message: scoring_pb2.Anomaly | scoring_pb2.WatchResponse) -> Anomaly:
+    """An anomaly, watched or kept."""
+    return Anomaly(
+        detector=message.detector.rpartition("/")[2],
+        series=message.series,
+        stamp=message.stamp,
+        score=message.score,
+        threshold=message.threshold,
+        version=message.version,
+        contributions={share.feature: share.share for share in message.contributions},
+        dropped=message.dropped if isinstance(message, scoring_pb2.WatchResponse) else 0,
+        found_seconds=message.find_time.seconds + message.find_time.nanos / 1e9,
     )
 
 

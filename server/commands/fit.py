@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -20,13 +20,30 @@ from server.commands.options import (
 )
 from server.commands.progress import Report, progress
 from server.commands.tables import console, units_text
-from server.config import DEFAULT_BATCH, HUB, Settings, check_detector_name, load_detector_config, load_settings
+from server.config import (
+    DEFAULT_BATCH,
+    HUB,
+    NetworkKind,
+    Settings,
+    check_detector_name,
+    load_detector_config,
+    load_settings,
+)
 from server.csv_input import Table, read_csv
 from server.quantities import format_size
 
 NetworkOption = Annotated[
-    Literal["lstm", "autoencoder"] | None,
-    typer.Option(help="Forecast the next point, or rebuild the last window (default: lstm).", show_default=False),
+    NetworkKind | None,
+    typer.Option(help="What learns; docs/networks.md says which to choose (default: lstm).", show_default=False),
+]
+FromOption = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="NAME",
+        help="Begin with the weights of this detector, fitted to a machine of the same kind: a fraction of the time.",
+        show_default=False,
+    ),
 ]
 
 
@@ -43,6 +60,7 @@ def fit(
         ),
     ] = None,
     network: NetworkOption = None,
+    start: FromOption = None,
     store: StoreOption = None,
     server: ServerOption = None,
     seed: SeedOption = None,
@@ -52,10 +70,11 @@ def fit(
 
     The CSV has a header; its first column is the time (ISO-8601 or an integer), every other column is a feature, and a
     column called `label` is ignored. A name that exists already gets a new version. The points are kept, so that
-    `prunewatch prune` can fine-tune on them.
+    `prunewatch prune` can fine-tune on them. Rows whose stamp repeats or goes back are left out, as a stream would.
 
         prunewatch fit pump --data train.csv
         prunewatch fit pump --data train.csv --network autoencoder --server 127.0.0.1:8001
+        prunewatch fit pump2 --data pump2.csv --from pump
         prunewatch fit pump --from-stream 5000 --server 127.0.0.1:8001
     """
     check_detector_name(name)
@@ -63,22 +82,37 @@ def fit(
     wanted = configured(name, settings, network, seed)
     if data is not None and from_stream is None:
         batch = settings.device_classes[HUB].batch if settings else DEFAULT_BATCH
-        _fit(root, server, name, read_csv(data), wanted, batch=batch)
+        _fit(root, server, name, read_csv(data), wanted, batch=batch, start=start)
     elif from_stream is not None and data is None:
+        if start is not None:
+            raise InvalidInputError("is for fits on a file.", field="--from", hint="Give --data.")
         _learn_from_stream(server, name, from_stream, wanted)
     else:
         raise InvalidInputError("give one of the two.", field="--data, --from-stream")
 
 
-def _fit(root: Path, server: str | None, name: str, table: Table, wanted: Mapping[str, Any], *, batch: int) -> None:
-    table.require_ascending()
+def _fit(
+    root: Path,
+    server: str | None,
+    name: str,
+    table: Table,
+    wanted: Mapping[str, Any],
+    *,
+    batch: int,
+    start: str | None,
+) -> None:
+    table, left_out = table.in_time_order(keep_repeated=wanted.get("duplicate") == "score" and server is None)
+    if left_out:
+        console().print(
+            f"{table.path}: {left_out} of {left_out + len(table)} rows left out: their stamps are not later"
+        )
     with progress() as report:
         if server is None:
-            result = fit_in_store(root, name, table, wanted, batch=batch, report=report)
+            result = fit_in_store(root, name, table, wanted, batch=batch, report=report, start=start)
         else:
             from server.commands import remote
 
-            result = remote.ask(server, lambda client: remote.fit(client, name, table, wanted, report))
+            result = remote.ask(server, lambda client: remote.fit(client, name, table, wanted, report, start))
     parent = result["parent"]
     console().print(
         f"{name} version {parent['version']} fitted on {result['rows']:,} points: {units_text(parent['units'])}, "
@@ -108,24 +142,33 @@ def configured(name: str, settings: Settings | None, network: str | None, seed: 
 
 
 def fit_in_store(
-    root: Path, name: str, table: Table, wanted: Mapping[str, Any], *, batch: int, report: Report
+    root: Path,
+    name: str,
+    table: Table,
+    wanted: Mapping[str, Any],
+    *,
+    batch: int,
+    report: Report,
+    start: str | None = None,
 ) -> dict[str, Any]:
     """Fits in this process and publishes; a fit that fails leaves no trace."""
     require_hub("torch", "onnx", "safetensors", "sqlalchemy", "pyarrow")
     from server.history import History
-    from server.jobs import fit_job
+    from server.jobs import configured_like, fit_job, start_hash
     from server.publish import publish_fit
     from server.store import Store
 
     with Store.open(root) as store:
         catalog = store.catalog
         known = {row.name: row for row in catalog.list_detectors()}.get(name)
-        config = load_detector_config({**(known.config if known else {}), **wanted})
+        base = known.config if known else configured_like(catalog.get_detector(start).config) if start else {}
+        config = load_detector_config({**base, **wanted})
         features = (known.features if known else None) or config.features or table.features
         table = table.in_order_of(features)
         segment = History(store.staging / name, features).add_points(table.stamps, table.values)
         version = catalog.next_version(name) if known else 1
-        job = fit_job(store, name, config, features, [segment], version=version, batch=batch)
+        begin = start_hash(store, start) if start else None
+        job = fit_job(store, name, config, features, [segment], version=version, batch=batch, start=begin)
         from server.trainer import run_job  # torch takes a second: everything above is told without it
 
         result: dict[str, Any] = run_job(job, report)

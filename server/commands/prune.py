@@ -116,9 +116,7 @@ def prune(
         raise InvalidInputError(
             "no budget is given.", field="--p99, --p50, --speedup, --size", hint="Give at least one, e.g. --speedup 4."
         )
-    table = read_csv(data) if data else None
-    if table is not None:
-        table.require_ascending()
+    table = read_csv(data).in_time_order()[0] if data else None
     asked = Asked(name, device_class, budget, table, dry_run, seed)
     with progress() as report:
         if server is None:

@@ -12,15 +12,28 @@ from numpy.typing import NDArray
 
 from detectors.errors import AlreadyExistsError, InvalidInputError, PreconditionError, PrunewatchError
 from prunewatch.client import Batch, Client, ServiceError
+from server.commands.anomalies import Wanted, described
 from server.commands.progress import Report
 from server.commands.prune import Asked
 from server.config import Every, load_detector_config, split_address
 from server.csv_input import Table, joined
+from server.quantities import parse_duration
 from server.scores_csv import Scores
 
 STREAM_ROWS = 512  # points a message
 Answer = TypeVar("Answer")
-CONFIGURABLE = {"network", "options", "features", "device_classes", "false_alarm_rate", "seed", "fit_after", "time"}
+CONFIGURABLE = {
+    "network",
+    "options",
+    "features",
+    "device_classes",
+    "false_alarm_rate",
+    "seed",
+    "fit_after",
+    "time",
+    "missing",
+}
+SECTIONS = {"duplicate", "schedule", "error", "max_gap"}
 
 
 def ask(server: str, work: Callable[[Client], Awaitable[Answer]]) -> Answer:
@@ -45,8 +58,19 @@ def ask(server: str, work: Callable[[Client], Awaitable[Answer]]) -> Answer:
         raise PrunewatchError(error.problem, field=error.field, hint=error.hint) from error
 
 
-async def fit(client: Client, name: str, table: Table, wanted: Mapping[str, Any], report: Report) -> dict[str, Any]:
-    """Sends the points and waits for the new version; a detector that does not exist is created as `wanted`."""
+async def fit(
+    client: Client, name: str, table: Table, wanted: Mapping[str, Any], report: Report, start: str | None = None
+) -> dict[str, Any]:
+    """Sends the points and waits for the new version; a detector that does not exist is created as `wanted`.
+
+    Args:
+        client: The connection.
+        name: The detector.
+        table: Normal points.
+        wanted: Its configuration.
+        report: Told of progress.
+        start: The detector whose parent's weights to begin with.
+    """
     known = {it["name"]: it for it in await client.list()}.get(name)
     if known is None:
         config = api_config(wanted)
@@ -60,6 +84,7 @@ async def fit(client: Client, name: str, table: Table, wanted: Mapping[str, Any]
         values=table.values,
         config=config,
         seed=wanted.get("seed"),
+        start_from=start,
     )
     return await _wait(client, operation, report)
 
@@ -111,7 +136,10 @@ def api_config(wanted: Mapping[str, Any]) -> dict[str, Any]:
         fields["score_duplicates"] = True
     schedule = {key: Every.model_validate(value) for key, value in wanted.get("schedule", {}).items() if value}
     fields.update({key: str(every) for key, every in schedule.items()})
-    if left := sorted(wanted.keys() - CONFIGURABLE - {"duplicate", "schedule"}):
+    fields.update(wanted.get("error", {}))
+    if wanted.get("max_gap") is not None:
+        fields["max_gap"] = f"{parse_duration(wanted['max_gap']):g}s"
+    if left := sorted(wanted.keys() - CONFIGURABLE - SECTIONS):
         raise InvalidInputError(
             f"a client can not set {', '.join(left)}.",
             field="--config",
@@ -120,7 +148,15 @@ def api_config(wanted: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-async def score(client: Client, name: str, table: Table, warmer: Table | None, report: Report) -> Scores:
+async def score(
+    client: Client,
+    name: str,
+    table: Table,
+    warmer: Table | None,
+    report: Report,
+    *,
+    contributions: bool = False,
+) -> Scores:
     """Scores over one stream from a fresh state, with the same rounds as the local command."""
     detector = await client.get(name)
     if not detector["served"]:
@@ -133,9 +169,12 @@ async def score(client: Client, name: str, table: Table, warmer: Table | None, r
             yield Batch(values[rows], stamps[rows], series=() if start else (name,))
 
     replies = []
-    async for reply in client.score_stream(name, batches(), ephemeral=True):
+    shares: dict[int, NDArray[np.float32]] = {}
+    rows = 0
+    async for reply in client.score_stream(name, batches(), ephemeral=True, contributions=contributions):
         replies.append(reply)
-        rows = sum(len(it.statuses) for it in replies)
+        shares |= {rows - warm_rows + index: each for index, each in reply.contributions.items()}
+        rows += len(reply.statuses)
         report("scoring", rows / len(stamps), f"{rows} of {len(stamps)} points")
 
     def column(key: str) -> NDArray[Any]:
@@ -146,7 +185,21 @@ async def score(client: Client, name: str, table: Table, warmer: Table | None, r
         score=column("scores"),
         threshold=np.float32(replies[-1].threshold),
         version=column("point_versions"),
+        features=detector["features"],
+        contributions={row: each for row, each in shares.items() if row >= 0},
     )
+
+
+async def anomalies(client: Client, wanted: Wanted) -> dict[str, Any]:
+    """Anomalies that the server has kept, one more than wanted if there are more."""
+    time = (await client.get(wanted.name))["time"]
+    start, end = wanted.range(index=time == "index")
+    found = client.anomalies(wanted.name, series=wanted.series, start=start, end=end, limit=wanted.limit + 1)
+    return {
+        "detector": wanted.name,
+        "time": time,
+        "anomalies": [described(it, it.contributions, it.found_seconds) async for it in found],
+    }
 
 
 async def prune(client: Client, asked: Asked, batch: int | None, report: Report) -> dict[str, Any]:

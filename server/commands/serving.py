@@ -96,7 +96,7 @@ def delete(
     server: ServerOption = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Delete a detector with all its versions and the points it has kept. There is no way back."""
+    """Delete a detector with all its versions, its anomalies and the points it has kept. There is no way back."""
     root = store_path(store, server)
     if not yes:
         typer.confirm(f"Delete {name} with all its versions and points?", abort=True)

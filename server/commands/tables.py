@@ -8,7 +8,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from server.csv_input import iso_text
 from server.quantities import format_duration, format_size
 
 
@@ -86,6 +88,32 @@ def versions_table(described: Mapping[str, Any]) -> Table:
             )
             label = cause = ""
     return table
+
+
+def anomalies_table(found: Mapping[str, Any]) -> Table:
+    """Anomalies, one a row."""
+    is_index = found["time"] == "index"
+    table = Table("row" if is_index else "time", "series", "score", "threshold", "version", "top features")
+    for it in found["anomalies"]:
+        row = (
+            str(it["stamp"]) if is_index else iso_text(it["stamp"]),
+            printable(it["series"]),
+            f"{it['score']:.4g}",
+            f"{it['threshold']:.4g}",
+            str(it["version"]),
+            printable(", ".join(f"{feature} {share:.0%}" for feature, share in it["contributions"].items())),
+        )
+        table.add_row(*map(Text, row))  # names are not ours: nothing in them is markup
+    return table
+
+
+def printable(name: str) -> str:
+    r"""A name that a client has chosen, without what a terminal would obey.
+
+    >>> printable("north\x1b[2J")
+    'north\ufffd[2J'
+    """
+    return "".join(character if character.isprintable() else "\ufffd" for character in name)
 
 
 def _measured_text(measured: Mapping[str, Any]) -> str:

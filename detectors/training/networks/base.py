@@ -13,9 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from detectors.errors import InvalidInputError
+from detectors.training.calibrate import Scaler
 from detectors.training.graph import Graph
+from detectors.training.stretches import Stretches
 
 TensorState = tuple[Tensor, ...]
+Options = Mapping[str, int | float | str | bool]
+"""Sizes and switches of a network, as they travel in JSON."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,15 @@ class Slice:
         axis: Axis of that tensor.
         blocks: How often the units repeat along the axis (four gates of an LSTM: unit j is at j, H+j, 2H+j, 3H+j).
         bias: For consumers: the bias of the same module, which takes over the constant part of a removed input.
+        phases: For consumers: how many output positions share the taps of a kernel between them (a transposed
+            convolution's stride).
     """
 
     tensor: str
     axis: int
     blocks: int = 1
     bias: str | None = None
+    phases: int = 1
 
 
 @dataclass(frozen=True)
@@ -65,31 +72,60 @@ class Pass(NamedTuple):
     """What a network makes of a stretch of points.
 
     Attributes:
-        residual: [B, T, R, F], what it got wrong at each point, in scaled units. R = 1 for forecasters, the window's
-            length for networks that reconstruct a window.
+        residual: [B, T, R, F], what it got wrong at each point, in scaled units; R is `Network.positions`.
         state: What to carry to the next stretch.
-        activations: For each group the units' outputs [B, T, H] as its consumers read them.
+        activations: For each group the units' outputs as its consumers read them: [B, T, H], or [B, T, ..., H] where a
+            unit speaks several times for one point (filters along a window, steps of a decoder).
+        loss: [B, T], what training adds to the squared residual (a variational network's divergence); None: nothing.
     """
 
     residual: Tensor
     state: TensorState
     activations: dict[str, Tensor]
+    loss: Tensor | None = None
 
 
 class Network(nn.Module, ABC):
-    """A network over scaled points. Training, calibration, pruning and export know nothing else of it."""
+    """A network over scaled points. Training, calibration, pruning and export know nothing else of it.
+
+    It is in evaluation mode but while `detectors.training.fit` makes a training step: scoring never draws lots.
+
+    A *carried* network (`window == 0`) steps from point to point. A *window* network sees the last `window` points; its
+    only state is the `window - 1` points before, so it can be started anywhere.
+    """
 
     kind: ClassVar[str]
-    chunk_points: ClassVar[int]
-    """Points of a lane in one training step (how far gradients reach back)."""
+    chunk_points: ClassVar[int] = 64
+    """Points of a lane in one training step of a carried network (how far gradients reach back)."""
+    windows_per_update: ClassVar[int] = 128
+    """Windows in one training step of a window network."""
+    learned_by_gradient: ClassVar[bool] = True
+    """Whether `detectors.training.fit` trains it; if not, it has a method `grow`."""
     dense_options: ClassVar[Mapping[str, tuple[int, int]]]
     """What users may give for the dense parent: name -> smallest and largest value."""
     n_features: int
+    window: int = 0
+    stride: int = 1
+    """Every how many points it scores; 1 for carried networks."""
+
+    @property
+    def members(self) -> Mapping[str, Network]:
+        """The networks that are trained, normalised and calibrated each for itself; a lone one is its own member ''."""
+        return {"": self}
+
+    def with_members(self, members: Mapping[str, Network]) -> Network:
+        """The same detector's network out of other members."""
+        return members[""]
+
+    @property
+    def positions(self) -> int:
+        """R: 1 for what judges a point, the window's length for what reconstructs a window."""
+        return 1
 
     @property
     @abstractmethod
     def warm_up_points(self) -> int:
-        """Points of a series that must have gone before until an error means something."""
+        """Points of a series that must have gone before until a residual means something."""
 
     @property
     @abstractmethod
@@ -104,16 +140,16 @@ class Network(nn.Module, ABC):
     @property
     @abstractmethod
     def macs(self) -> int:
-        """Multiply-accumulates for one point."""
+        """Multiply-accumulates for one point that is scored."""
 
     @classmethod
     @abstractmethod
-    def build(cls, n_features: int, units: Mapping[str, int], options: Mapping[str, int | float | str | bool]) -> Self:
+    def build(cls, n_features: int, units: Mapping[str, int], options: Options) -> Self:
         """A new network of this kind with the given units by group; weights from torch's global generator."""
 
     @classmethod
     @abstractmethod
-    def dense(cls, n_features: int, options: Mapping[str, int | float | str | bool]) -> Self:
+    def dense(cls, n_features: int, options: Options) -> Self:
         """The generous parent that a fit starts from."""
 
     @abstractmethod
@@ -126,7 +162,15 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, points: Tensor, state: TensorState) -> Pass:
-        """Runs over points [B, T, F]."""
+        """Runs over points [B, T, F]; a residual for each, whatever the stride."""
+
+    def grow(self, training: Stretches, scaler: Scaler, seed: int) -> None:
+        """Learns from normal points without gradients; only where `learned_by_gradient` is False."""
+        raise NotImplementedError
+
+    def draw_window(self, graph: Graph, newest: str, name: str = "window") -> str:
+        """Carries points so that a step sees the whole window, [B, W * F]; only window networks can."""
+        raise NotImplementedError
 
     @abstractmethod
     def draw(self, graph: Graph, point: str, scale: Normal) -> str:
@@ -134,16 +178,16 @@ class Network(nn.Module, ABC):
 
         Args:
             graph: Where to.
-            point: The scaled point, [B, F].
+            point: The scaled point, [B, F]; with a stride the newest n points, [B, n * F].
             scale: How residuals are normalised; to be folded into weights, each node less lowers the floor of a step.
 
         Returns:
-            [B, F], the mean over R of the squared normalised residual.
+            The normalised residual, [B, R * F], position by position.
         """
 
     @classmethod
-    def checked_options(cls, options: Mapping[str, int | float | str | bool]) -> dict[str, int]:
-        """Options of the dense parent as whole numbers.
+    def checked_options(cls, options: Options) -> dict[str, int | float | str | bool]:
+        """Options of the dense parent; those in `dense_options` as whole numbers.
 
         Raises:
             InvalidInputError: an option that this kind does not have, or a value that it can not have.
@@ -159,7 +203,10 @@ class Network(nn.Module, ABC):
             whole = isinstance(value, int | float) and not isinstance(value, bool) and value == round(value, 0)
             if not whole or not low <= float(value) <= high:
                 raise InvalidInputError(f"must be a whole number from {low} to {high}.", field=f"options.{name}")
-        return {name: int(value) for name, value in options.items()}
+        whole_options: dict[str, int | float | str | bool] = {name: int(value) for name, value in options.items()}
+        if int(whole_options.get("stride", 1)) > int(whole_options.get("window", DEFAULT_WINDOW)):
+            raise InvalidInputError("must not be larger than the window.", field="options.stride")
+        return whole_options
 
     @property
     def units(self) -> dict[str, int]:
@@ -174,6 +221,53 @@ class Network(nn.Module, ABC):
     def resized(self, units: Mapping[str, int]) -> Self:
         """A network of this kind and these options with other widths and fresh weights."""
         return type(self).build(self.n_features, {**self.units, **units}, self.options)
+
+
+DEFAULT_WINDOW = 50
+"""Points, of every window network: the field's usual choice (PyOD's LSTMAD, TSB-AD)."""
+
+
+class WindowNetwork(Network):
+    """A network whose state is the last W - 1 scaled points."""
+
+    @property
+    def warm_up_points(self) -> int:
+        """All but the last point of the first whole window."""
+        return self.window - 1
+
+    @property
+    def blind_points(self) -> int:
+        """The same: a window that is not full is not trained on."""
+        return self.window - 1
+
+    def fresh(self, batch: int) -> TensorState:
+        """The last W - 1 points, zeros (the mean) while there are none: [B, W - 1, F]."""
+        like = next((it for it in (*self.parameters(), *self.buffers()) if it.is_floating_point()), torch.zeros(0))
+        return (like.new_zeros(batch, self.window - 1, self.n_features),)
+
+    def windows(self, points: Tensor, state: TensorState) -> tuple[Tensor, TensorState]:
+        """The window that ends at each point, [B, T, W, F], and the state after the last."""
+        joined = torch.cat([state[0], points], dim=1)  # [B, W - 1 + T, F]
+        return joined.unfold(1, self.window, 1).transpose(2, 3), (joined[:, points.shape[1] :],)
+
+    def draw_window(self, graph: Graph, newest: str, name: str = "window") -> str:
+        """Carries the last W - stride points, flat; returns the whole window, [B, W * F]."""
+        n_features, window, stride = self.n_features, self.window, self.stride
+        if window == stride:
+            return newest
+        past = graph.state(name, ((window - stride) * n_features,))
+        flat = graph.op("Concat", past, newest, axis=1)
+        first, last, axis = (graph.const([value], np.int64) for value in (stride * n_features, window * n_features, 1))
+        graph.carry(past, graph.op("Slice", flat, first, last, axis))
+        return flat
+
+
+MANY_FEATURES = 8
+
+
+def generous_width(n_features: int) -> int:
+    """Units a layer of a dense recurrent parent: twice as many buy nothing on narrow series, and quadruple the cost."""
+    return 128 if n_features > MANY_FEATURES else 64
 
 
 def weight(module: nn.Module, name: str) -> Tensor:

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from detectors.training.graph import Graph
-from detectors.training.networks.base import Group, Network, Normal, Pass, Slice, TensorState, linear, weight
+from detectors.training.networks.base import (
+    Group,
+    Network,
+    Normal,
+    Options,
+    Pass,
+    Slice,
+    TensorState,
+    generous_width,
+    linear,
+    weight,
+)
 
 GATES = 4  # torch's order: input, forget, cell, output
+TENSORS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 
 
 class LSTM(Network):
@@ -27,7 +40,6 @@ class LSTM(Network):
     """
 
     kind = "lstm"
-    chunk_points = 64
     dense_options: ClassVar[Mapping[str, tuple[int, int]]] = {"layers": (1, 8), "width": (1, 2048)}
 
     def __init__(self, n_features: int, widths: tuple[int, ...]) -> None:
@@ -41,15 +53,15 @@ class LSTM(Network):
         self.head = nn.Linear(widths[-1], n_features)
 
     @classmethod
-    def build(cls, n_features: int, units: Mapping[str, int], options: Mapping[str, int | float | str | bool]) -> Self:
+    def build(cls, n_features: int, units: Mapping[str, int], options: Options) -> Self:
         """See `Network.build`; groups are `layer0`, `layer1`, ... ; no options."""
         del options
         return cls(n_features, tuple(units[f"layer{i}"] for i in range(len(units))))
 
     @classmethod
-    def dense(cls, n_features: int, options: Mapping[str, int | float | str | bool]) -> Self:
-        """Options `layers` (2) and `width` (128)."""
-        return cls(n_features, (int(options.get("width", 128)),) * int(options.get("layers", 2)))
+    def dense(cls, n_features: int, options: Options) -> Self:
+        """Options `layers` (2) and `width` (64; 128 where there are many features)."""
+        return cls(n_features, (int(options.get("width", generous_width(n_features))),) * int(options.get("layers", 2)))
 
     @property
     def warm_up_points(self) -> int:
@@ -78,10 +90,7 @@ class LSTM(Network):
         groups = []
         for i, width in enumerate(self.widths):
             layer = f"layers.{i}"
-            own = tuple(
-                Slice(f"{layer}.{name}", 0, GATES)
-                for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
-            )
+            own = tuple(Slice(f"{layer}.{name}", 0, GATES) for name in TENSORS)
             above = (
                 Slice(f"layers.{i + 1}.weight_ih_l0", 1, bias=f"layers.{i + 1}.bias_ih_l0")
                 if i + 1 < len(self.widths)
@@ -131,7 +140,7 @@ class LSTM(Network):
             signal = graph.op("Mul", o, graph.op("Tanh", cell))
             graph.carry(h, signal)
             graph.carry(c, cell)
-        return graph.op("Mul", z, z)
+        return z
 
 
 def _gates(layer: nn.Module, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -140,3 +149,17 @@ def _gates(layer: nn.Module, width: int) -> tuple[np.ndarray, np.ndarray]:
     bias = weight(layer, "bias_ih_l0") + weight(layer, "bias_hh_l0")
     order = torch.cat([torch.arange(gate * width, (gate + 1) * width) for gate in (0, 1, 3, 2)])
     return joined[order].T.contiguous().numpy(), bias[order].numpy()
+
+
+def operator_weights(*ways: Sequence[Tensor]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """The tensors of a layer, for each direction in the order of `TENSORS`, as ONNX's LSTM takes them.
+
+    Returns:
+        W [directions, 4H, in], R [directions, 4H, H] and B [directions, 8H], gates ordered input, output, forget, cell.
+    """
+    ordered = [
+        [torch.cat([tensor.chunk(GATES)[gate] for gate in (0, 3, 1, 2)]).numpy() for tensor in tensors]
+        for tensors in ways
+    ]
+    w, r, b_in, b_hidden = (np.stack(each) for each in zip(*ordered, strict=True))
+    return w, r, np.concatenate([b_in, b_hidden], axis=1)

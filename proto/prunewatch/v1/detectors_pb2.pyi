@@ -96,8 +96,14 @@ class DetectorConfig(_message.Message):
     SCORE_DUPLICATES_FIELD_NUMBER: _builtins.int
     REFIT_EVERY_FIELD_NUMBER: _builtins.int
     PRUNE_EVERY_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    MAX_GAP_FIELD_NUMBER: _builtins.int
+    HALF_LIFE_FIELD_NUMBER: _builtins.int
+    AGGREGATE_FIELD_NUMBER: _builtins.int
     network: _builtins.str
-    """Kind of network: `lstm` or `autoencoder`."""
+    """Kind of network: `ensemble`, `lstm`, `gru`, `autoencoder`, `conv_autoencoder`, `lstm_autoencoder`,
+    `variational_autoencoder` or `isolation_forest`.
+    """
     false_alarm_rate: _builtins.float
     """The share of normal points that may be called anomalies, e.g. 0.001."""
     seed: _builtins.int
@@ -112,6 +118,14 @@ class DetectorConfig(_message.Message):
     """When to fit anew, as `7d` or `50000 points`; empty: only when asked."""
     prune_every: _builtins.str
     """When to update and prune, as `7d` or `50000 points`; empty: only when asked."""
+    missing: _builtins.str
+    """What to do with points that lack values (NaN): `reject` them, or `carry` the last value on."""
+    max_gap: _builtins.str
+    """A series that was silent for longer, as `1h`, begins anew; empty: it goes on where it was."""
+    half_life: _builtins.float
+    """Points after which an error counts half in the smoothed error; 0: no smoothing."""
+    aggregate: _builtins.str
+    """How errors of features become one: `worst` (mean of the worst few) or `mean`."""
     @_builtins.property
     def options(self) -> _struct_pb2.Struct:
         """Sizes of the parent that differ from the network's defaults (`window`, `layers`, ...)."""
@@ -138,21 +152,29 @@ class DetectorConfig(_message.Message):
         score_duplicates: _builtins.bool = ...,
         refit_every: _builtins.str = ...,
         prune_every: _builtins.str = ...,
+        missing: _builtins.str = ...,
+        max_gap: _builtins.str = ...,
+        half_life: _builtins.float | None = ...,
+        aggregate: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_false_alarm_rate", b"_false_alarm_rate", "_fit_after", b"_fit_after", "_seed", b"_seed", "false_alarm_rate", b"false_alarm_rate", "fit_after", b"fit_after", "options", b"options", "seed", b"seed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_false_alarm_rate", b"_false_alarm_rate", "_fit_after", b"_fit_after", "_half_life", b"_half_life", "_seed", b"_seed", "false_alarm_rate", b"false_alarm_rate", "fit_after", b"fit_after", "half_life", b"half_life", "options", b"options", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_false_alarm_rate", b"_false_alarm_rate", "_fit_after", b"_fit_after", "_seed", b"_seed", "device_classes", b"device_classes", "false_alarm_rate", b"false_alarm_rate", "features", b"features", "fit_after", b"fit_after", "network", b"network", "options", b"options", "prune_every", b"prune_every", "refit_every", b"refit_every", "score_duplicates", b"score_duplicates", "seed", b"seed", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_false_alarm_rate", b"_false_alarm_rate", "_fit_after", b"_fit_after", "_half_life", b"_half_life", "_seed", b"_seed", "aggregate", b"aggregate", "device_classes", b"device_classes", "false_alarm_rate", b"false_alarm_rate", "features", b"features", "fit_after", b"fit_after", "half_life", b"half_life", "max_gap", b"max_gap", "missing", b"missing", "network", b"network", "options", b"options", "prune_every", b"prune_every", "refit_every", b"refit_every", "score_duplicates", b"score_duplicates", "seed", b"seed", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__false_alarm_rate: _TypeAlias = _typing.Literal["false_alarm_rate"]  # noqa: Y015
     _WhichOneofArgType__false_alarm_rate: _TypeAlias = _typing.Literal["_false_alarm_rate", b"_false_alarm_rate"]  # noqa: Y015
     _WhichOneofReturnType__fit_after: _TypeAlias = _typing.Literal["fit_after"]  # noqa: Y015
     _WhichOneofArgType__fit_after: _TypeAlias = _typing.Literal["_fit_after", b"_fit_after"]  # noqa: Y015
+    _WhichOneofReturnType__half_life: _TypeAlias = _typing.Literal["half_life"]  # noqa: Y015
+    _WhichOneofArgType__half_life: _TypeAlias = _typing.Literal["_half_life", b"_half_life"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__false_alarm_rate) -> _WhichOneofReturnType__false_alarm_rate | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__fit_after) -> _WhichOneofReturnType__fit_after | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__half_life) -> _WhichOneofReturnType__half_life | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
 
@@ -587,19 +609,23 @@ class FitDetectorRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    START_FROM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`detectors/pump`."""
     seed: _builtins.int
     """Seed of this fit; absent: the detector's."""
+    start_from: _builtins.str
+    """Begin with the weights of this detector's parent, as `detectors/pump`; empty: with random ones."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         seed: _builtins.int | None = ...,
+        start_from: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "name", b"name", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "name", b"name", "seed", b"seed", "start_from", b"start_from"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
@@ -650,12 +676,15 @@ class FitHeader(_message.Message):
     ALLOW_MISSING_FIELD_NUMBER: _builtins.int
     CONFIG_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    START_FROM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`detectors/pump`."""
     allow_missing: _builtins.bool
     """Create the detector with these settings when it does not exist."""
     seed: _builtins.int
     """Seed of this fit; absent: the detector's."""
+    start_from: _builtins.str
+    """Begin with the weights of this detector's parent, as `detectors/pump`; empty: with random ones."""
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the features, in the order of the values of a point."""
@@ -672,10 +701,11 @@ class FitHeader(_message.Message):
         allow_missing: _builtins.bool = ...,
         config: Global___DetectorConfig | None = ...,
         seed: _builtins.int | None = ...,
+        start_from: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "config", b"config", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "allow_missing", b"allow_missing", "config", b"config", "features", b"features", "name", b"name", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "allow_missing", b"allow_missing", "config", b"config", "features", b"features", "name", b"name", "seed", b"seed", "start_from", b"start_from"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015

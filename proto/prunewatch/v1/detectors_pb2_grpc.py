@@ -117,7 +117,7 @@ class DetectorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteDetector(self, request, context):
-        """Deletes a detector with its versions and history. Refused while it is fitted or pruned.
+        """Deletes a detector with its versions, history and anomalies. Refused while it is fitted or pruned.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,7 +44,7 @@ class DetectorServiceStub:
     ListDetectors: _grpc.UnaryUnaryMultiCallable[_detectors_pb2.ListDetectorsRequest, _detectors_pb2.ListDetectorsResponse]
     """Returns detectors by name, a page at a time."""
     DeleteDetector: _grpc.UnaryUnaryMultiCallable[_detectors_pb2.DeleteDetectorRequest, _empty_pb2.Empty]
-    """Deletes a detector with its versions and history. Refused while it is fitted or pruned."""
+    """Deletes a detector with its versions, history and anomalies. Refused while it is fitted or pruned."""
     FitDetector: _grpc.UnaryUnaryMultiCallable[_detectors_pb2.FitDetectorRequest, _operations_pb2.Operation]
     """Fits a detector on the points it has seen. The operation's response is a FitResult."""
     FitDetectorFromUpload: _grpc.StreamUnaryMultiCallable[_detectors_pb2.FitDetectorFromUploadRequest, _operations_pb2.Operation]
@@ -72,7 +72,7 @@ class DetectorServiceAsyncStub(DetectorServiceStub):
     ListDetectors: _aio.UnaryUnaryMultiCallable[_detectors_pb2.ListDetectorsRequest, _detectors_pb2.ListDetectorsResponse]  # type: ignore[assignment]
     """Returns detectors by name, a page at a time."""
     DeleteDetector: _aio.UnaryUnaryMultiCallable[_detectors_pb2.DeleteDetectorRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Deletes a detector with its versions and history. Refused while it is fitted or pruned."""
+    """Deletes a detector with its versions, history and anomalies. Refused while it is fitted or pruned."""
     FitDetector: _aio.UnaryUnaryMultiCallable[_detectors_pb2.FitDetectorRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Fits a detector on the points it has seen. The operation's response is a FitResult."""
     FitDetectorFromUpload: _aio.StreamUnaryMultiCallable[_detectors_pb2.FitDetectorFromUploadRequest, _operations_pb2.Operation]  # type: ignore[assignment]
@@ -121,7 +121,7 @@ class DetectorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _detectors_pb2.DeleteDetectorRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """Deletes a detector with its versions and history. Refused while it is fitted or pruned."""
+        """Deletes a detector with its versions, history and anomalies. Refused while it is fitted or pruned."""
 
     @_abc_1.abstractmethod
     def FitDetector(

@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
@@ -189,7 +190,9 @@ class ScoreResponse(_message.Message):
     statuses: _builtins.bytes
     """One byte for each point: its PointStatus."""
     packed_contributions: _builtins.bytes
-    """For each of `flagged_index` F float32, little-endian: the share of each feature in the error."""
+    """For each of `flagged_index` F float32, little-endian: the share of each feature in the error, 0 or more and 1 in sum.
+    All are 0 where no feature contributed.
+    """
     @_builtins.property
     def scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The same as numbers, when the request had `values`."""
@@ -312,7 +315,7 @@ Global___WatchRequest: _TypeAlias = WatchRequest  # noqa: Y015
 
 @_typing.final
 class WatchResponse(_message.Message):
-    """One anomaly."""
+    """One anomaly as it is found. Its fields are those of Anomaly, by number too, and one of its own."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -324,6 +327,7 @@ class WatchResponse(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     CONTRIBUTIONS_FIELD_NUMBER: _builtins.int
     DROPPED_FIELD_NUMBER: _builtins.int
+    FIND_TIME_FIELD_NUMBER: _builtins.int
     detector: _builtins.str
     """The detector, as `detectors/pump`."""
     series: _builtins.str
@@ -342,6 +346,10 @@ class WatchResponse(_message.Message):
     def contributions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Contribution]:
         """The features that contributed most, largest first."""
 
+    @_builtins.property
+    def find_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was found, by the server's clock."""
+
     def __init__(
         self,
         *,
@@ -353,14 +361,146 @@ class WatchResponse(_message.Message):
         version: _builtins.int = ...,
         contributions: _abc.Iterable[Global___Contribution] | None = ...,
         dropped: _builtins.int = ...,
+        find_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["find_time", b"find_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["contributions", b"contributions", "detector", b"detector", "dropped", b"dropped", "score", b"score", "series", b"series", "stamp", b"stamp", "threshold", b"threshold", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contributions", b"contributions", "detector", b"detector", "dropped", b"dropped", "find_time", b"find_time", "score", b"score", "series", b"series", "stamp", b"stamp", "threshold", b"threshold", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchResponse: _TypeAlias = WatchResponse  # noqa: Y015
+
+@_typing.final
+class ListAnomaliesRequest(_message.Message):
+    """Asks for anomalies of a detector."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SERIES_FIELD_NUMBER: _builtins.int
+    START_STAMP_FIELD_NUMBER: _builtins.int
+    END_STAMP_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`detectors/pump`."""
+    page_size: _builtins.int
+    """At most that many; 0: 100. At most 1000 are sent."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before, with the same filters; empty: the first page."""
+    series: _builtins.str
+    """Only of this series; empty: of all."""
+    start_stamp: _builtins.int
+    """Only stamps from here on."""
+    end_stamp: _builtins.int
+    """Only stamps before this."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        series: _builtins.str = ...,
+        start_stamp: _builtins.int | None = ...,
+        end_stamp: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_end_stamp", b"_end_stamp", "_start_stamp", b"_start_stamp", "end_stamp", b"end_stamp", "start_stamp", b"start_stamp"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end_stamp", b"_end_stamp", "_start_stamp", b"_start_stamp", "end_stamp", b"end_stamp", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "series", b"series", "start_stamp", b"start_stamp"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__end_stamp: _TypeAlias = _typing.Literal["end_stamp"]  # noqa: Y015
+    _WhichOneofArgType__end_stamp: _TypeAlias = _typing.Literal["_end_stamp", b"_end_stamp"]  # noqa: Y015
+    _WhichOneofReturnType__start_stamp: _TypeAlias = _typing.Literal["start_stamp"]  # noqa: Y015
+    _WhichOneofArgType__start_stamp: _TypeAlias = _typing.Literal["_start_stamp", b"_start_stamp"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__end_stamp) -> _WhichOneofReturnType__end_stamp | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__start_stamp) -> _WhichOneofReturnType__start_stamp | None: ...
+
+Global___ListAnomaliesRequest: _TypeAlias = ListAnomaliesRequest  # noqa: Y015
+
+@_typing.final
+class ListAnomaliesResponse(_message.Message):
+    """A page of anomalies."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANOMALIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where the next page begins; empty: this is the last."""
+    @_builtins.property
+    def anomalies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Anomaly]:
+        """In the order they were found, newest first; of one request the latest stamps first."""
+
+    def __init__(
+        self,
+        *,
+        anomalies: _abc.Iterable[Global___Anomaly] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anomalies", b"anomalies", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAnomaliesResponse: _TypeAlias = ListAnomaliesResponse  # noqa: Y015
+
+@_typing.final
+class Anomaly(_message.Message):
+    """One anomaly that was kept: a point whose score has reached the threshold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DETECTOR_FIELD_NUMBER: _builtins.int
+    SERIES_FIELD_NUMBER: _builtins.int
+    STAMP_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    CONTRIBUTIONS_FIELD_NUMBER: _builtins.int
+    FIND_TIME_FIELD_NUMBER: _builtins.int
+    detector: _builtins.str
+    """The detector, as `detectors/pump`."""
+    series: _builtins.str
+    """The series the point belongs to."""
+    stamp: _builtins.int
+    """Its time stamp in nanoseconds since the epoch, or its row number."""
+    score: _builtins.float
+    """Its score."""
+    threshold: _builtins.float
+    """The threshold that the score has reached."""
+    version: _builtins.int
+    """The version that scored it."""
+    @_builtins.property
+    def contributions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Contribution]:
+        """The features that contributed most, largest first."""
+
+    @_builtins.property
+    def find_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was found, by the server's clock."""
+
+    def __init__(
+        self,
+        *,
+        detector: _builtins.str = ...,
+        series: _builtins.str = ...,
+        stamp: _builtins.int = ...,
+        score: _builtins.float = ...,
+        threshold: _builtins.float = ...,
+        version: _builtins.int = ...,
+        contributions: _abc.Iterable[Global___Contribution] | None = ...,
+        find_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["find_time", b"find_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contributions", b"contributions", "detector", b"detector", "find_time", b"find_time", "score", b"score", "series", b"series", "stamp", b"stamp", "threshold", b"threshold", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Anomaly: _TypeAlias = Anomaly  # noqa: Y015
 
 @_typing.final
 class Contribution(_message.Message):
@@ -373,7 +513,7 @@ class Contribution(_message.Message):
     feature: _builtins.str
     """The feature."""
     share: _builtins.float
-    """Its share of the error, 0 to 1."""
+    """Its share of the error, 0 to 1; those of all features sum to 1, or are all 0."""
     def __init__(
         self,
         *,

@@ -51,6 +51,11 @@ class ScoringServiceStub:
                 request_serializer=prunewatch_dot_v1_dot_scoring__pb2.WatchRequest.SerializeToString,
                 response_deserializer=prunewatch_dot_v1_dot_scoring__pb2.WatchResponse.FromString,
                 _registered_method=True)
+        self.ListAnomalies = channel.unary_unary(
+                '/prunewatch.v1.ScoringService/ListAnomalies',
+                request_serializer=prunewatch_dot_v1_dot_scoring__pb2.ListAnomaliesRequest.SerializeToString,
+                response_deserializer=prunewatch_dot_v1_dot_scoring__pb2.ListAnomaliesResponse.FromString,
+                _registered_method=True)
 
 
 class ScoringServiceServicer:
@@ -82,6 +87,14 @@ class ScoringServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAnomalies(self, request, context):
+        """Returns anomalies that were found in LIVE points, newest first, a page at a time. The newest ones of each detector are
+        kept, over restarts too. A device keeps none and answers UNIMPLEMENTED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ScoringServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -99,6 +112,11 @@ def add_ScoringServiceServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=prunewatch_dot_v1_dot_scoring__pb2.WatchRequest.FromString,
                     response_serializer=prunewatch_dot_v1_dot_scoring__pb2.WatchResponse.SerializeToString,
+            ),
+            'ListAnomalies': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAnomalies,
+                    request_deserializer=prunewatch_dot_v1_dot_scoring__pb2.ListAnomaliesRequest.FromString,
+                    response_serializer=prunewatch_dot_v1_dot_scoring__pb2.ListAnomaliesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -184,6 +202,33 @@ class ScoringService:
             '/prunewatch.v1.ScoringService/Watch',
             prunewatch_dot_v1_dot_scoring__pb2.WatchRequest.SerializeToString,
             prunewatch_dot_v1_dot_scoring__pb2.WatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAnomalies(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/prunewatch.v1.ScoringService/ListAnomalies',
+            prunewatch_dot_v1_dot_scoring__pb2.ListAnomaliesRequest.SerializeToString,
+            prunewatch_dot_v1_dot_scoring__pb2.ListAnomaliesResponse.FromString,
             options,
             channel_credentials,
             insecure,

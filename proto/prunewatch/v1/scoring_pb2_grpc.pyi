@@ -46,6 +46,10 @@ class ScoringServiceStub:
     """Sends anomalies as they are found. A reader that is too slow loses the oldest ones (see WatchResponse.dropped),
     never the scoring clients.
     """
+    ListAnomalies: _grpc.UnaryUnaryMultiCallable[_scoring_pb2.ListAnomaliesRequest, _scoring_pb2.ListAnomaliesResponse]
+    """Returns anomalies that were found in LIVE points, newest first, a page at a time. The newest ones of each detector are
+    kept, over restarts too. A device keeps none and answers UNIMPLEMENTED.
+    """
 
 @_typing.type_check_only
 class ScoringServiceAsyncStub(ScoringServiceStub):
@@ -64,6 +68,10 @@ class ScoringServiceAsyncStub(ScoringServiceStub):
     Watch: _aio.UnaryStreamMultiCallable[_scoring_pb2.WatchRequest, _scoring_pb2.WatchResponse]  # type: ignore[assignment]
     """Sends anomalies as they are found. A reader that is too slow loses the oldest ones (see WatchResponse.dropped),
     never the scoring clients.
+    """
+    ListAnomalies: _aio.UnaryUnaryMultiCallable[_scoring_pb2.ListAnomaliesRequest, _scoring_pb2.ListAnomaliesResponse]  # type: ignore[assignment]
+    """Returns anomalies that were found in LIVE points, newest first, a page at a time. The newest ones of each detector are
+    kept, over restarts too. A device keeps none and answers UNIMPLEMENTED.
     """
 
 class ScoringServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -98,6 +106,16 @@ class ScoringServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_scoring_pb2.WatchResponse], _abc.AsyncIterator[_scoring_pb2.WatchResponse]]:
         """Sends anomalies as they are found. A reader that is too slow loses the oldest ones (see WatchResponse.dropped),
         never the scoring clients.
+        """
+
+    @_abc_1.abstractmethod
+    def ListAnomalies(
+        self,
+        request: _scoring_pb2.ListAnomaliesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scoring_pb2.ListAnomaliesResponse, _abc.Awaitable[_scoring_pb2.ListAnomaliesResponse]]:
+        """Returns anomalies that were found in LIVE points, newest first, a page at a time. The newest ones of each detector are
+        kept, over restarts too. A device keeps none and answers UNIMPLEMENTED.
         """
 
 def add_ScoringServiceServicer_to_server(servicer: ScoringServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
