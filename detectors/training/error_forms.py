@@ -84,6 +84,9 @@ def worst_of(n_features: int) -> int:
 class Robust(ErrorForm):
     """Clipped squares of robustly normalised residuals; the mean over all features or over the worst few.
 
+    The error is spread over the features as their squares are before they were clipped: clipped ones are alike, and
+    would not say which sensor failed.
+
     Attributes:
         center: [F], median residual.
         scale: [F], robust deviation with a floor.
@@ -146,26 +149,37 @@ class Robust(ErrorForm):
 
     def __call__(self, residual: FloatArray, known: FloatArray | None = None) -> FloatArray:
         """See `ErrorForm`."""
-        z = np.clip((residual - self.normal.center) * self.normal.inverse, -self._bound, self._bound)
-        squared = np.square(z) if known is None else np.square(z) * known
-        each: FloatArray = np.einsum("...rf,r->...f", squared, self.weights)
-        if self.worst < each.shape[-1]:
-            order = np.argsort(-each, axis=-1, kind="stable")[..., self.worst :]
-            np.put_along_axis(each, order, 0.0, axis=-1)
-        return each
+        z = (residual - self.normal.center) * self.normal.inverse
+        away = self._averaged(np.square(z), known)
+        clipped = self._averaged(np.square(np.clip(z, -self._bound, self._bound)), known)
+        if self.worst < clipped.shape[-1]:
+            clipped = -np.partition(-clipped, self.worst - 1, axis=-1)[..., : self.worst]
+        error, whole = (each.sum(axis=-1, keepdims=True) for each in (clipped, away))
+        return np.asarray(away * (error / np.maximum(whole, np.float32(TINY))), np.float32)
+
+    def _averaged(self, squared: FloatArray, known: FloatArray | None) -> FloatArray:
+        """Over positions, [N, R, F] -> [N, F]."""
+        present = squared if known is None else squared * known
+        return np.asarray(np.einsum("...rf,r->...f", present, self.weights), np.float32)
 
     def draw(self, graph: Graph, z: str, positions: int, n_features: int, known: str | None) -> str:
         """See `ErrorForm`."""
         clipped = graph.op("Clip", z, graph.const(-self._bound), graph.const(self._bound))
-        squared = graph.op("Mul", clipped, clipped)
+        each = self._squared(graph, clipped, positions, n_features, known)
+        if n_features == 1:
+            return each  # all of the error is its own
+        away = self._squared(graph, z, positions, n_features, known)
+        if self.worst < n_features:
+            each = graph.ops("TopK", each, graph.const([self.worst], np.int64), outputs=2, axis=1)[0]
+        one = graph.const([1], np.int64)
+        error, whole = (graph.op("ReduceSum", it, one, keepdims=1) for it in (each, away))
+        return graph.op("Mul", away, graph.op("Div", error, graph.op("Max", whole, graph.const(TINY))))
+
+    def _squared(self, graph: Graph, z: str, positions: int, n_features: int, known: str | None) -> str:
+        squared = graph.op("Mul", z, z)
         if known is not None:
             squared = graph.op("Mul", squared, known)
-        each = self._over_positions(graph, squared, positions, n_features)
-        if self.worst >= n_features:
-            return each
-        values, index = graph.ops("TopK", each, graph.const([self.worst], np.int64), outputs=2, axis=1)
-        nothing = graph.op("Mul", each, graph.const(0))
-        return graph.op("ScatterElements", nothing, index, values, axis=1)
+        return self._over_positions(graph, squared, positions, n_features)
 
     def _over_positions(self, graph: Graph, squared: str, positions: int, n_features: int) -> str:
         """The weighted mean, [B, R * F] -> [B, F]."""
