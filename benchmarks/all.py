@@ -19,7 +19,7 @@ from pathlib import Path
 
 import harness
 
-BENCHMARKS = ("carried_state", "lstm_cell", "scoring", "main_job", "detection", "explain")
+BENCHMARKS = ("carried_state", "lstm_cell", "scoring", "main_job", "warm_start", "detection", "explain")
 FROM_CELLS = ("detection", "explain")
 """Of these only the tables are made here, unless --quick is given."""
 

@@ -35,7 +35,7 @@ from detectors.runtime import Runtime
 from detectors.training.calibrate import CLIP
 from detectors.training.export import step_graph
 from detectors.training.fit import FitOptions, fit
-from detectors.training.fitted import Fitted
+from detectors.training.fitted import ErrorOptions, Fitted
 from detectors.training.stretches import Stretches
 
 WINDOW, FEATURES, WIDTH = 50, 8, 32
@@ -84,9 +84,13 @@ def window_graph(fitted: Fitted, top: Callable[[Drawing, Fitted, str], str]) -> 
     head = (graph.const(network.head.weight.detach().numpy().T), graph.const(network.head.bias.detach().numpy()))
     predicted = graph.op("Gemm", top(graph, fitted, before), *head)
     actual = graph.op("Squeeze", newest, graph.const([0], np.int64))
-    residual = graph.op("Sub", graph.op("Sub", actual, predicted), graph.const(fitted.residual.center))
-    z = graph.op("Mul", residual, graph.const(fitted.residual.inverse))
-    graph.nodes.append(helper.make_node("ReduceMean", [graph.op("Mul", z, z)], ["error"], axes=[1], keepdims=0))
+    form = fitted.views[0].form  # the mean over all features: there are no more than the worst few
+    bound = form.clip / math.sqrt(FEATURES)
+    residual = graph.op("Sub", graph.op("Sub", actual, predicted), graph.const(form.normal.center))
+    scaled_residual = graph.op("Mul", residual, graph.const(form.normal.inverse))
+    z = graph.op("Clip", scaled_residual, graph.const(-bound), graph.const(bound))
+    total = [graph.op("Mul", z, z), graph.const([1], np.int64)]
+    graph.nodes.append(helper.make_node("ReduceSum", total, ["error"], keepdims=0))
     drawn = helper.make_graph(
         graph.nodes,
         "window",
@@ -157,7 +161,8 @@ def fitted_network(updates: int) -> Fitted:
     data = Stretches.of([harness.drawn(FIT_POINTS, 1, FEATURES, seed=2)[:, 0]])
     names = tuple(f"f{i + 1}" for i in range(FEATURES))
     options = {"layers": 2, "width": WIDTH}
-    return fit("lstm", data, names, seed=0, options=options, how=FitOptions(updates=updates))
+    unsmoothed = ErrorOptions(half_life=0)  # a window that is run anew for each point has no error before to smooth
+    return fit("lstm", data, names, seed=0, options=options, how=FitOptions(updates=updates), error=unsmoothed)
 
 
 def agreement(runtime: Runtime, windows: Mapping[str, ort.InferenceSession]) -> dict[str, float]:

@@ -15,7 +15,12 @@ The points just after an event do not count, neither way. A smoothed score still
 as false alarms they would make the best half-life too short: on 16 labelled series (SKAB, cloud, MSL; the same LSTMs
 with half-lives from 0 to 12) the mean VUS-PR is best at 5, the strict measure at 1, this one at 3 with 5 as good.
 
-What it can not know is which anomalies *your* machine makes: it asks about nine kinds, of 1 to 48 points each.
+What it can not know is which anomalies *your* machine makes: it asks about nine kinds, of 1 to 48 points each. On eight
+labelled series (SKAB, cloud, MSL; ten settings each, drawn at random) its order of the settings agreed with that by
+VUS-PR at a mean Spearman of 0.4 for LSTMs and 0.1 for autoencoders; the order by held-out error did at 0.3 and 0.1.
+So it is weak evidence, and small gains are not acted on (`pruning.tuned.WORTH`). Goswami et al. 2023, "Unsupervised
+Model Selection for Time-series Anomaly Detection", arXiv:2210.01078, compare such measures: they agree with labels "to
+varying degrees".
 """
 
 from __future__ import annotations

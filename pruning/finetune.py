@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from detectors.training.calibrate import CLIP, Scaler
@@ -40,9 +41,10 @@ def finetune(
     run, ask = Runner(student), Runner(teacher)
     optimizer, schedule = optimizer_for(student, updates, LEARNING_RATE)
     rng = np.random.default_rng(seed)
+    scale = Scaler.fit(np.concatenate([scaler(part) for part in data.filled().parts])).scale
     for i, clean in enumerate(chunks.chunks(updates)):
         lanes = int(len(clean.points) * DISTURBED_SHARE)
-        chunk = replace(clean, points=disturbed(clean.points, lanes, rng, scaler.clip))
+        chunk = replace(clean, points=disturbed(clean.points, lanes, scale, rng, scaler.clip))
         residual = run(chunk).residual
         with torch.no_grad():
             wanted = ask(chunk).residual
@@ -55,10 +57,11 @@ def finetune(
         progress("fine-tune", (i + 1) / updates, f"error {own.item():.4f}, distance to parent {agree.item():.4f}")
 
 
-def disturbed(points: Tensor, lanes: int, rng: np.random.Generator, clip: float | None = CLIP) -> Tensor:
+def disturbed(
+    points: Tensor, lanes: int, scale: NDArray[np.float32], rng: np.random.Generator, clip: float | None = CLIP
+) -> Tensor:
     """A copy of scaled points [B, T, F] with one synthetic anomaly in each of the first `lanes`, cut as inputs are."""
     changed = points.clone()
-    scale = np.ones(points.shape[2], np.float32)
     for lane in changed[:lanes].numpy():
         disturb(lane, str(rng.choice(TAUGHT)), scale, rng)
     return changed if clip is None else changed.clamp_(-clip, clip)

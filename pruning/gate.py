@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors.training.calibrate import Scaler
 from detectors.training.fitted import Fitted, mean_residuals
 from detectors.training.stretches import Stretches
 from pruning.injection import inject
@@ -84,9 +85,10 @@ def judge(
             f"the error on held-out points is {ratio:.2f} times the parent's (limit {limits_.error_ratio:g})",
         )
     )
+    normal = held_out.filled()
     events = inject(
-        held_out.filled(),
-        parent.scaler.scale,
+        normal,
+        Scaler.fit(normal.rows).scale,
         per_kind=EVENTS_PER_KIND,
         warm_up=max(parent.warm_up_points, child.warm_up_points),
         rng=rng,

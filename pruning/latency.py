@@ -73,4 +73,5 @@ def measure(graphs: Sequence[bytes], batch: int, *, rounds: int = 9) -> list[Lat
 
 def _typical(runtime: Runtime, batch: int) -> np.ndarray:
     """Standard normal raw values; time does not depend on them (subnormals are flushed)."""
-    return np.random.default_rng(0).standard_normal((batch, runtime.n_features)).astype(np.float32)
+    points = () if runtime.stride == 1 else (runtime.stride,)
+    return np.random.default_rng(0).standard_normal((batch, *points, runtime.n_features)).astype(np.float32)

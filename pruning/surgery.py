@@ -30,7 +30,7 @@ def remove(network: Network, keep: Keep) -> Network:
             index = expand(kept[group.name], group.width, where)
             tensors[where.tensor] = tensors[where.tensor].index_select(where.axis, index)
     smaller = network.resized({name: len(indices) for name, indices in kept.items()})
-    smaller.to(next(network.parameters()).dtype)
+    smaller.to(next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()))
     for name, tensor in smaller.state_dict().items():
         assert tensor.shape == tensors[name].shape, (
             f"{name}: {tuple(tensors[name].shape)}, wanted {tuple(tensor.shape)}"

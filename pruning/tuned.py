@@ -13,6 +13,7 @@ from pruning.outcome import Budget
 from pruning.search import said
 from pruning.space import Choice
 
+WORTH = 0.02  # average precision by which a trial must beat the start: less is another draw of events and weights
 WEIGHED_TRIALS = 6  # finished trials before it is said which settings mattered
 SETTINGS, MEASURED, ERROR, SECONDS, PROBLEM = "settings", "measured", "error", "seconds", "problem"
 """User attributes of a trial."""
@@ -86,13 +87,21 @@ class Tuned:
     interrupted: bool = False
 
     @property
+    def proposed(self) -> Tried | None:
+        """The best, unless what the detector has now is as good, within `WORTH`: then that."""
+        start, best = self.start, self.best
+        if start is None or best is None or start.average_precision is None or best.average_precision is None:
+            return best
+        return best if best.average_precision >= start.average_precision + WORTH else start
+
+    @property
     def limits(self) -> str:
         """The budget, for people."""
         return limits_text(self.budget)
 
     def to_dict(self) -> dict[str, Any]:
         """As `tune --json` prints it."""
-        return asdict(self)
+        return {**asdict(self), "proposed": asdict(self.proposed) if self.proposed else None}
 
 
 def is_told(trial: FrozenTrial) -> bool:

@@ -9,7 +9,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from fits import fitted, machine, untrained
+from fits import FOUR, fitted, machine, untrained
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
@@ -17,11 +17,11 @@ from strategies import noise, randomised
 
 from detectors.errors import InvalidInputError
 from detectors.training.export import step_graph
-from detectors.training.fit import Runner, chunks_over, training_loss
+from detectors.training.fit import FitOptions, Runner, chunks_over, fit, training_loss
 from detectors.training.fitted import Fitted, mean_square
 from detectors.training.networks import LSTM, Autoencoder, Network
 from detectors.training.stretches import Lanes, Stretches, Windows
-from pruning.cycle import CycleOptions, run_cycle, split
+from pruning.cycle import CycleOptions, prune, run_cycle, split
 from pruning.finetune import finetune
 from pruning.gate import (
     GAP,
@@ -314,6 +314,39 @@ def test_a_wide_graph_is_slower_than_a_narrow_one() -> None:
     assert min(times[0].p50_seconds, times[2].p50_seconds) > 1.5 * times[1].p50_seconds
     assert all(0 < each.p50_seconds <= each.p99_seconds < 1 for each in times)
     assert {each.batch for each in times} == {64}
+
+
+def test_a_graph_that_takes_several_points_can_be_measured() -> None:
+    """A detector with a stride is timed by the step, whatever a step takes."""
+    (time,) = measure([step_graph(untrained("autoencoder", 3, stride=4))], 8, rounds=1)
+
+    assert 0 < time.p50_seconds < 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ensemble", "gru", "conv_autoencoder"])
+def test_other_networks_are_pruned_too(kind: str) -> None:
+    """A cycle on each ends with a child that was built, measured and judged."""
+    parent = fitted(kind, updates=40)
+    candidate = prune(parent, machine(900), speedup=1.01, batch=64)
+
+    assert candidate.child is not None, candidate.outcome.reason
+    assert candidate.child.network.parameters_count < parent.network.parameters_count
+    assert {name: len(units) for name, units in candidate.kept.items()}.items() <= candidate.child.network.units.items()
+    assert candidate.outcome.gate is not None
+
+
+def test_a_strided_detector_is_pruned_and_scored() -> None:
+    """Points that are due are judged, whatever the stride."""
+    data = Stretches.of([machine(1200)])
+    options = {"window": 8, "width": 32, "bottleneck": 4, "stride": 4}
+    parent = fit("autoencoder", data, FOUR, seed=0, options=options, how=FitOptions(updates=60))
+
+    candidate = prune(parent, machine(1200), size_bytes=12_000, batch=16)
+
+    assert candidate.child is not None, candidate.outcome.reason
+    assert candidate.child.network.stride == 4
+    assert len(step_graph(candidate.child)) < 12_000
 
 
 def test_measuring_leaves_garbage_collection_as_it_was() -> None:

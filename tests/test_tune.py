@@ -304,7 +304,7 @@ def test_no_trial_begins_after_the_timeout(tmp_path: Path) -> None:
 
 def test_a_trial_that_falls_behind_is_stopped(tmp_path: Path) -> None:
     """It has no value, and never wins; every trial was compared by what half-trained networks find."""
-    tuned = search(tmp_path, trials=10, learn=FitOptions(40))
+    tuned = search(tmp_path, trials=8, learn=FitOptions(40))
     stopped = [trial for trial in tuned.trials if trial.state == "stopped"]
 
     assert stopped
@@ -321,6 +321,17 @@ def test_a_diverging_trial_is_no_end_of_the_search(tmp_path: Path) -> None:
     first = tuned.trials[0]
     assert first.state in {"failed", "done"}
     assert tuned.best is not None
+
+
+def test_a_change_has_to_pay(whole) -> None:
+    """What the detector has is kept where the best is no better than another draw would be."""
+    tuned, _ = whole
+    good = replace(tuned.trials[1], average_precision=0.6)
+    for value, proposed in ((0.59, "start"), (0.5, "best")):
+        start = replace(tuned.trials[0], average_precision=value)
+        assert replace(tuned, start=start, best=good).proposed == {"start": start, "best": good}[proposed]
+    over = replace(tuned.trials[0], state="over_budget", average_precision=None)
+    assert replace(tuned, start=over, best=good).proposed == good
 
 
 def test_settings_are_proposed_as_the_configuration_has_them() -> None:
@@ -364,7 +375,7 @@ def test_the_command_prints_draws_and_fits(prunewatch, tmp_path: Path) -> None:
     assert [trial["number"] for trial in found["trials"]] == [0, 1]
     assert found["trials"][0]["settings"]["options"]["width"] == 8
     assert load_detector_config(found["config"]).network == "autoencoder"
-    assert found["best"]["settings"]["options"] == found["config"]["options"]
+    assert found["proposed"]["settings"]["options"] == found["config"]["options"]
     assert found["fitted"] is None
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "store-studies" / "pump-autoencoder.db").exists()

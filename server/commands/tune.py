@@ -169,7 +169,7 @@ def tune(
     search = Search(table, detector, budget, study, trials, timeout)
     with progress() as report:
         tuned = run_search(search, report)
-    best = suggested(tuned.best.settings, detector) if tuned.best else None
+    best = suggested(tuned.proposed.settings, detector) if tuned.proposed else None
     fitted = None
     if fit_best and best and not tuned.interrupted:
         with progress() as report:

@@ -25,7 +25,6 @@ STATES: Mapping[str, str] = {
     "failed": "failed",
 }
 WITHIN: Mapping[bool | None, str] = {True: "yes", False: "no", None: "-"}
-NO_GAIN = 0.01  # average precision; less is another draw of the events
 
 
 def suggested(choice: Choice, config: DetectorConfig) -> dict[str, Any]:
@@ -103,8 +102,8 @@ def verdict(tuned: Tuned) -> str:
         return (
             f"Nothing better was found than what it began with: average precision {tuned.start.average_precision:.3f}."
         )
-    if tuned.best.average_precision - tuned.start.average_precision < NO_GAIN:
-        return f"{best}; what it began with is as good ({tuned.start.average_precision:.3f})."
+    if tuned.proposed == tuned.start:
+        return f"{best}; what it began with is about as good ({tuned.start.average_precision:.3f}): keep it."
     return f"{best}; what it began with has {tuned.start.average_precision:.3f}."
 
 
