@@ -101,7 +101,7 @@ def _result(rows: list[dict[str, Any]]) -> harness.Result:
         np.mean([row["warm"]["average_precision"] - row["fresh"]["average_precision"] for row in rows])
     )
     lines = [
-        "| from | to | seed | seconds, fresh -> warm | ratio | held-out error, same | ratio | average precision, same |",
+        "| from | to | seed | seconds, fresh -> warm | ratio | held-out error, same | ratio | average precision |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:

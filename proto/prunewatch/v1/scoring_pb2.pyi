@@ -66,7 +66,7 @@ class _PointStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PointStat
     POINT_STATUS_NOT_DUE: _PointStatus.ValueType  # 4
     """Taken; this detector scores every n-th point."""
     POINT_STATUS_INVALID: _PointStatus.ValueType  # 5
-    """Not taken: a value is NaN or infinite."""
+    """Not taken: a value is infinite, or missing (NaN) where the detector does not carry missing values on."""
     POINT_STATUS_LATE: _PointStatus.ValueType  # 6
     """Not taken: the stamp lies before the last one of this series."""
     POINT_STATUS_DUPLICATE: _PointStatus.ValueType  # 7
@@ -88,7 +88,7 @@ POINT_STATUS_LEARNING: PointStatus.ValueType  # 3
 POINT_STATUS_NOT_DUE: PointStatus.ValueType  # 4
 """Taken; this detector scores every n-th point."""
 POINT_STATUS_INVALID: PointStatus.ValueType  # 5
-"""Not taken: a value is NaN or infinite."""
+"""Not taken: a value is infinite, or missing (NaN) where the detector does not carry missing values on."""
 POINT_STATUS_LATE: PointStatus.ValueType  # 6
 """Not taken: the stamp lies before the last one of this series."""
 POINT_STATUS_DUPLICATE: PointStatus.ValueType  # 7
