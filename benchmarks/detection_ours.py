@@ -25,6 +25,8 @@ OURS = (
 """Kinds of detectors; one that this version can not fit is left out."""
 DEFAULT = "lstm"
 """The kind that a user gets without asking for one."""
+COSTLIER = "ensemble"
+"""The kind for who can spend twice as much a point."""
 RATE = 0.02  # of normal points flagged: what the threshold asks for
 THRESHOLD = -math.log10(RATE)
 WARM_ROWS = 60  # beside the warm-up: the last training rows go before the test part, as in a stream

@@ -10,17 +10,16 @@ import detection_figures as figures
 import harness
 import pandas as pd
 from detection_cells import Cells
-from detection_ours import DEFAULT, OURS, RATE
+from detection_ours import COSTLIER, DEFAULT, OURS, RATE
 from detection_peers import PEERS
 from detection_series import DRIFTING, REPORTED_HALF, SETS, TUNED_HALF
 
 PAIRS = (
-    *((DEFAULT, peer) for peer in PEERS),
-    ("lstm", "LSTMAD"),
+    *((kind, peer) for kind in (DEFAULT, COSTLIER) for peer in PEERS),
     ("autoencoder", "AutoEncoder"),
     ("isolation_forest", "IForest"),
 )
-"""Who is compared with whom: our default with every peer, and each network with the peer of its kind."""
+"""Who is compared with whom: our default and the ensemble with every peer, others with the peer of their kind."""
 SLOW_PEER = "LSTMAD"
 FACTOR = 2
 """A set is calibrated when the share that is flagged is at most so many times too high or too low."""
