@@ -31,7 +31,11 @@ def struct(fields: Mapping[str, Any]) -> struct_pb2.Struct:
 
 def detector_message(entry: Entry) -> detectors_pb.Detector:
     """A detector as it is now."""
-    state = "failed" if entry.problem and entry.row.state == "ready" else entry.row.state
+    state = entry.row.state
+    if state == "ready" and not entry.scores:  # published a moment ago, or it can not be loaded
+        state = "failed" if entry.problem else "fitting"
+    elif state == "ready" and entry.problem:
+        state = "failed"
     return detectors_pb.Detector(
         name=detector_name(entry.row.name),
         config=config_message(entry.config, entry.row.features),

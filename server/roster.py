@@ -30,6 +30,8 @@ class Entry:
     config: DetectorConfig
     serving: tuple[Serving, ...]
     points: int
+    scores: bool
+    """Whether a version of it is loaded."""
     problem: str
     from_configuration: bool
 
@@ -220,6 +222,7 @@ class Roster:
             self.config_of(name),
             tuple(serving),
             hosted.points_kept,
+            hosted.served is not None,
             hosted.problem or row.problem,
             name in self.settings.detectors,
         )

@@ -209,3 +209,13 @@ def test_quantities_read_back_what_they_write() -> None:
         assert parse_duration(format_duration(seconds)) == pytest.approx(seconds)
     for size in (12, 1024, 65536, 3 << 20):
         assert parse_size(format_size(size)) == size
+
+
+def test_every_network_is_offered() -> None:
+    """The settings name them without importing torch; the two lists are one."""
+    from typing import get_args
+
+    from detectors.training.networks import KINDS
+    from server.config import NetworkKind
+
+    assert sorted(get_args(NetworkKind)) == sorted(KINDS)

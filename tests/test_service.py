@@ -90,6 +90,51 @@ async def test_a_detector_learns_from_its_stream_and_fits_itself(hub: Hub, clien
     assert (await client.get("pump"))["features"] == ["f1", "f2"]
 
 
+async def test_every_setting_of_the_api_comes_back_as_it_was_said(hub: Hub, client: Client) -> None:
+    """How errors are made, missing values, gaps and network travel over the wire and are what the service uses."""
+    said = {
+        "network": "ensemble",
+        "options": {"members": "gru,autoencoder", "gru.width": 8},
+        "missing": "carry",
+        "max_gap": "2h",
+        "half_life": 0.0,
+        "aggregate": "mean",
+    }
+
+    await client.create("pump", said)
+
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{hub.listener.port}") as channel:
+        stub = detectors_pb2_grpc.DetectorServiceStub(channel)
+        message = (await stub.GetDetector(pb.GetDetectorRequest(name="detectors/pump"))).config
+    config = hub.roster.config_of("pump")
+    assert (message.network, message.missing, message.max_gap) == ("ensemble", "carry", "7200s")
+    assert (message.half_life, message.aggregate) == (0.0, "mean")
+    assert (config.max_gap, config.error.half_life, config.options["gru.width"]) == (7200.0, 0.0, 8)
+
+
+@pytest.mark.slow
+async def test_a_second_detector_begins_with_what_the_first_has_learned(tmp_path: Path) -> None:
+    """With the real trainer: it takes over network and sizes, is fitted to its own points, and is independent after."""
+    hub = Hub(hub_settings(tmp_path))
+    await hub.start()
+    rows = np.random.default_rng(0).normal(size=(400, 2)).cumsum(axis=0)
+    points = {"features": ["a", "b"], "stamps": np.arange(400), "values": rows}
+    config = {"network": "gru", "options": {"width": 8, "layers": 1}}
+
+    async with Client(f"127.0.0.1:{hub.listener.port}") as client:
+        with pytest.raises(ServiceError) as missing:
+            await client.fit_upload("second", **points, start_from="first")
+        await client.wait_operation(await client.fit_upload("first", **points, config=config))
+        upload = await client.fit_upload("second", **{**points, "values": rows * 2}, start_from="first")
+        result = await client.wait_operation(upload)
+        shown = await client.show("second")
+    await hub.stop()
+
+    assert missing.value.code == "NOT_FOUND"
+    assert result["parent"]["units"] == {"layer0": 8}
+    assert (shown["network"], shown["state"]) == ("gru", "ready")
+
+
 async def ready(client: Client) -> bool:
     """Whether `pump` scores."""
     return (await client.get("pump"))["state"] == "ready"
