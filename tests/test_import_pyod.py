@@ -256,7 +256,7 @@ def test_the_programs_of_the_page_run(program: str, tmp_path: Path, monkeypatch,
 
     printed = capsys.readouterr().out
     if program == "estimate.py":
-        assert "2800" in printed
+        assert "2803" in printed
     else:
         assert printed.startswith("adopted")
         manifest = read_bundle(tmp_path / "plant").manifest

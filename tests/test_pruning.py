@@ -810,19 +810,21 @@ def test_the_most_important_units_are_kept_and_named_by_their_place_in_the_paren
 
 @pytest.mark.slow
 def test_a_child_is_calibrated_for_itself() -> None:
-    """With its parent's statistics it would flood its users: of held-out points no more are flagged than it says.
+    """With its parent's statistics it would flood its users: its scores mean what they say.
 
-    Fewer are, where the points it was trained on made the larger errors.
+    On the points it was trained on or on those held out, whichever made the larger errors; on the others fewer are.
     """
     _, candidate, _ = cycle("lstm", middle("lstm", 8, 16), updates=20)
 
-    held_out = split(fitted("lstm", updates=TRAINED, width=32), Stretches.of([RECENT]))[1]
+    parts = split(fitted("lstm", updates=TRAINED, width=32), Stretches.of([RECENT]))
     assert candidate.child is not None
-    scores = candidate.child.scores(held_out)
-    scores = scores[np.isfinite(scores)]
-    stale = candidate.parent.with_network(candidate.child.network).scores(held_out)
-    assert 0.02 < (scores > 1).mean() < 0.12
-    assert (stale[np.isfinite(stale)] > 1).mean() > 0.3
+
+    def flagged(detector: Fitted) -> float:
+        scores = [detector.scores(part) for part in parts]
+        return max(float((each[np.isfinite(each)] > 1).mean()) for each in scores)
+
+    assert flagged(candidate.child) == pytest.approx(0.1, abs=0.02)
+    assert flagged(candidate.parent.with_network(candidate.child.network)) > 0.3
 
 
 @pytest.mark.slow
