@@ -148,8 +148,13 @@ class Ranking:
 
 
 def _alarm_checks(parent: FloatArray, child: FloatArray, limits_: GateLimits) -> list[Check]:
+    """Whether they raise the same alarms, both at as many points; and whether the child's scale means the same.
+
+    Two questions, two cuts: with few held-out points the tail of a scale is extrapolated, and a child that ranks points
+    as its parent does would be called different for where its scale puts them.
+    """
     cut = cut_for(parent, ALARMS)
-    theirs, ours = segments(parent >= cut), segments(child >= cut)
+    theirs, ours = segments(parent >= cut), segments(child >= cut_at(child, int((parent >= cut).sum())))
     found = sum(_meets(segment, ours) for segment in theirs)
     shared = min(found, sum(_meets(segment, theirs) for segment in ours))
     jaccard = shared / max(len(theirs) + len(ours) - shared, 1)
@@ -161,7 +166,8 @@ def _alarm_checks(parent: FloatArray, child: FloatArray, limits_: GateLimits) ->
             jaccard,
             limits_.alarm_jaccard,
             jaccard >= limits_.alarm_jaccard,
-            f"{jaccard:.3f} of the alarms are shared {where} (limit {limits_.alarm_jaccard:g})",
+            f"{jaccard:.3f} of the alarms are shared where both flag as many points as the parent {where} "
+            f"(limit {limits_.alarm_jaccard:g})",
         ),
         Check(
             "alarm rate",
@@ -195,6 +201,12 @@ def cut_for(scores: FloatArray, wanted: int) -> float:
         if len(segments(scores >= cut)) >= wanted:
             return float(cut)
     return float(np.nanquantile(scores, 0.5))
+
+
+def cut_at(scores: FloatArray, points: int) -> float:
+    """The cut that so many points reach."""
+    falling = np.sort(scores[np.isfinite(scores)])[::-1]
+    return float(falling[min(points, len(falling)) - 1]) if points and len(falling) else float("inf")
 
 
 def _meets(segment: Segment, others: list[Segment]) -> bool:

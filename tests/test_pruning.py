@@ -27,6 +27,8 @@ from pruning.gate import (
     GAP,
     GateLimits,
     Ranking,
+    _alarm_checks,
+    cut_at,
     cut_for,
     injected_drop,
     judge,
@@ -658,6 +660,25 @@ def test_trimmed_error_leaves_out_the_worst_and_the_warm_up() -> None:
     errors = np.sort(mean_square(residual)[0, 50:].numpy())
 
     assert trimmed_error(detector, data) == pytest.approx(errors[: 250 - 5].mean(), rel=1e-4)
+
+
+def test_the_same_alarms_are_told_from_the_same_scale() -> None:
+    """A child that ranks points as its parent does raises the same alarms; that its scale is another is said apart."""
+    parent = np.random.default_rng(0).exponential(1, (60, 40)).astype(np.float32)
+
+    same, other = (
+        {check.name: check for check in _alarm_checks(parent, child, GateLimits())} for child in (parent, parent / 4)
+    )
+
+    assert (same["alarms"].value, same["alarm rate"].value) == (1.0, 1.0)
+    assert other["alarms"].value == 1.0
+    assert not other["alarm rate"].passed
+
+
+@pytest.mark.parametrize(("points", "cut"), [(1, 9.0), (3, 7.0), (10, 0.0), (99, 0.0)])
+def test_a_cut_is_reached_by_as_many_points_as_were_asked_for(points: int, cut: float) -> None:
+    """Points without a score do not count; where there are fewer, by all of them."""
+    assert cut_at(np.array([np.nan, *range(10)], np.float32), points) == cut
 
 
 def gate(
