@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from detectors.bundle import Bundle
 from detectors.runtime import FloatArray, Runtime, State
-from detectors.series import Rows, SeriesTable, Slots, extended
+from detectors.series import Rows, SeriesTable, Slots, extended, listed
 from detectors.stamps import NO_STAMP, StampPolicy, Status, judge
 
 OK = int(Status.OK)  # looking an enum's member up costs more than comparing a batch with it
@@ -133,7 +133,7 @@ class Scorer:
         if np.count_nonzero(accepted) == len(accepted):
             score, contribution = self._advance(slots, stamps, values, status)
             return Scored(status, score, contribution)
-        slots = np.arange(slots.start, slots.stop) if isinstance(slots, slice) else slots
+        slots = listed(slots)
         score = np.full(len(slots), np.nan, np.float32)
         contribution = np.zeros(values.shape, np.float32)
         rows = np.flatnonzero(accepted)
@@ -178,7 +178,7 @@ class Scorer:
         status[not_due & (status == OK)] = Status.NOT_DUE
         rows = np.flatnonzero(~not_due)
         if len(rows):
-            due = (np.arange(slots.start, slots.stop) if isinstance(slots, slice) else slots)[rows]
+            due = listed(slots)[rows]
             step = served.runtime.step(series.newest(due, served.runtime.stride), self._gather(due))
             for carried, new in zip(self._state, step.state, strict=True):
                 carried[due] = new
@@ -189,7 +189,7 @@ class Scorer:
     def _begin_after_gaps(self, slots: Rows, late: NDArray[np.bool_]) -> None:
         """Series that were silent for too long begin anew: what their state remembers is no longer the past."""
         if np.count_nonzero(late):
-            gone = (np.arange(slots.start, slots.stop) if isinstance(slots, slice) else slots)[late]
+            gone = listed(slots)[late]
             self._gather(gone)  # there is a row for each
             self.series.begin_anew(gone)
             for carried in self._state:

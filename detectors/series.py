@@ -83,7 +83,7 @@ class SeriesTable:
         elif np.count_nonzero(at == at[0]) == len(at):
             self._ring[slots, at[0]] = values
         else:
-            self._ring[np.arange(slots.start, slots.stop), at] = values
+            self._ring[listed(slots), at] = values
         self.seen[slots] += 1
         self.last_stamp[slots] = stamps
 
@@ -95,8 +95,7 @@ class SeriesTable:
     def newest(self, slots: Rows, points: int) -> NDArray[np.float32]:
         """The last `points` raw points of series that have that many: [N, points, F], oldest first."""
         at = (self.seen[slots][:, None] - np.arange(points, 0, -1)) % self.ring_points
-        rows = np.arange(slots.start, slots.stop) if isinstance(slots, slice) else slots
-        newest: NDArray[np.float32] = self._ring[rows[:, None], at]
+        newest: NDArray[np.float32] = self._ring[listed(slots)[:, None], at]
         return newest
 
     def recent(self, slot: int, points: int | None = None) -> NDArray[np.float32]:
@@ -115,6 +114,11 @@ class SeriesTable:
         self.seen = extended(self.seen, capacity)
         self.beginnings = extended(self.beginnings, capacity)
         self._ring = extended(self._ring, capacity)
+
+
+def listed(slots: Rows) -> Slots:
+    """Slots one by one, also where they came as a slice."""
+    return np.arange(slots.start, slots.stop) if isinstance(slots, slice) else slots
 
 
 def extended(array: NDArray[T], length: int, fill: int = 0) -> NDArray[T]:
