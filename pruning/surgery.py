@@ -7,7 +7,7 @@ import copy
 import torch
 
 from detectors.training.networks import Network
-from pruning.groups import Keep, checked, dropped, expand
+from pruning.groups import Keep, checked, dropped, expand, kept_tensors, require_shapes
 
 
 def remove(network: Network, keep: Keep) -> Network:
@@ -20,28 +20,20 @@ def remove(network: Network, keep: Keep) -> Network:
         keep: Surviving units by group.
 
     Returns:
-        A new network; its shapes have been checked against what its widths ask for (a mis-sliced LSTM may otherwise run
-        without an error and answer differently each time).
+        A new network; its shapes have been checked against what its widths ask for.
     """
-    kept = checked(network, keep)
-    tensors = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-    for group in network.groups():
-        for where in (*group.own, *group.consumers):
-            index = expand(kept[group.name], group.width, where)
-            tensors[where.tensor] = tensors[where.tensor].index_select(where.axis, index)
+    kept = checked(network.groups(), keep)
+    tensors = kept_tensors(network.state_dict(), network.groups(), kept)
     smaller = network.resized({name: len(indices) for name, indices in kept.items()})
     smaller.to(next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()))
-    for name, tensor in smaller.state_dict().items():
-        assert tensor.shape == tensors[name].shape, (
-            f"{name}: {tuple(tensors[name].shape)}, wanted {tuple(tensor.shape)}"
-        )
+    require_shapes(tensors, smaller.state_dict(), smaller.groups())
     smaller.load_state_dict(tensors)
     return smaller
 
 
 def masked(network: Network, keep: Keep) -> Network:
     """A network of the same size in which nothing reads the units that are not kept."""
-    kept = checked(network, keep)
+    kept = checked(network.groups(), keep)
     copied = copy.deepcopy(network)
     tensors = copied.state_dict()
     with torch.no_grad():

@@ -15,7 +15,7 @@ from detectors.training.fitted import mean_square
 from detectors.training.networks import GRU, LSTM, ConvAutoencoder, Group, Network, Slice
 from detectors.training.stretches import Stretches
 from pruning.importance import Evidence, importance
-from pruning.repair import CHUNKS, ROWS, activations, fold, remove_and_repair
+from pruning.repair import CHUNKS, ROWS, activations, remove_and_repair, repair
 from pruning.surgery import remove
 
 WIDTHS = {"encoder0": 6, "bottleneck": 3, "decoder0": 6}
@@ -116,7 +116,7 @@ def test_each_block_of_a_consumer_is_repaired() -> None:
     before = layer(torch.cat([units, units], dim=1)).detach()
 
     with torch.no_grad():
-        fold(layer, group, torch.tensor([0, 2]), units)
+        repair(layer.state_dict(), (group,), {"units": torch.tensor([0, 2])}, {"units": units})
         after = layer(torch.cat([units, units], dim=1) * torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 1.0]))
 
     torch.testing.assert_close(after, before, rtol=0, atol=0.02)  # the ridge

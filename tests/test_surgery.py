@@ -21,7 +21,7 @@ from strategies import (
 )
 from torch import Tensor
 
-import pruning.surgery
+import pruning.groups
 from detectors.errors import InvalidInputError
 from detectors.training.networks import GRU, LSTM, Autoencoder, ConvAutoencoder, Network, Slice
 from pruning.groups import Keep, dropped, expand
@@ -253,7 +253,7 @@ def test_the_property_catches_a_wrong_gate_layout(monkeypatch, kind, defect) -> 
     network, keep = randomised(kind(2, (6, 5)), 3), {"layer0": torch.tensor([0, 2, 3]), "layer1": torch.tensor([1, 4])}
     assert_removal_is_masking(network, keep)
 
-    monkeypatch.setattr(pruning.surgery, "expand", defect)
+    monkeypatch.setattr(pruning.groups, "expand", defect)
 
     with pytest.raises(AssertionError):
         assert_removal_is_masking(network, keep)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from detectors.errors import InvalidInputError
 from detectors.training.networks.autoencoder import Autoencoder
-from detectors.training.networks.base import Group, Network, Pass, Slice, WindowNetwork
+from detectors.training.networks.base import Group, Lever, Network, Pass, Slice, WindowNetwork
 from detectors.training.networks.conv_autoencoder import ConvAutoencoder
 from detectors.training.networks.ensemble import SINGLE, Ensemble
 from detectors.training.networks.gru import GRU
@@ -61,6 +61,7 @@ __all__ = [
     "Group",
     "IsolationForest",
     "LSTMAutoencoder",
+    "Lever",
     "Network",
     "Pass",
     "Slice",

@@ -33,6 +33,9 @@ class Slice:
         bias: For consumers: the bias of the same module, which takes over the constant part of a removed input.
         phases: For consumers: how many output positions share the taps of a kernel between them (a transposed
             convolution's stride).
+        inner: How many neighbouring entries belong to one unit (the L positions of a filter whose output is flattened).
+        voices: For consumers: which of `Pass.activations` each block reads; empty: the group's own. Units that leave
+            together may say different things in different places (both directions of a bidirectional layer).
     """
 
     tensor: str
@@ -40,6 +43,8 @@ class Slice:
     blocks: int = 1
     bias: str | None = None
     phases: int = 1
+    inner: int = 1
+    voices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,10 @@ class Group:
         width: Number of units.
         own: Where the units are made: rows of weights and biases.
         consumers: Where the units are read: columns of weights. Zeroing them or removing the unit is the same.
-        protected: Not offered for pruning.
+        protected: Not offered for pruning; idle units may leave where `criterion` can tell them.
+        criterion: How its units are judged whatever is asked for (`pruning.importance`): for those that have a measure
+            of their own, or no gradients. None: as asked.
+        reads: The group whose units this layer reads, where the layer may be bypassed (`Network.without`).
     """
 
     name: str
@@ -59,6 +67,23 @@ class Group:
     own: tuple[Slice, ...]
     consumers: tuple[Slice, ...]
     protected: bool = False
+    criterion: str | None = None
+    reads: str | None = None
+
+
+@dataclass(frozen=True)
+class Lever:
+    """A size of a network that is no width: pulled only where widths alone do not meet a budget.
+
+    Attributes:
+        name: `window`, `depth`, ...
+        value: What it is.
+        smallest: What it can be pulled to.
+    """
+
+    name: str
+    value: int
+    smallest: int
 
 
 class Normal(NamedTuple):
@@ -75,7 +100,8 @@ class Pass(NamedTuple):
         residual: [B, T, R, F], what it got wrong at each point, in scaled units; R is `Network.positions`.
         state: What to carry to the next stretch.
         activations: For each group the units' outputs as its consumers read them: [B, T, H], or [B, T, ..., H] where a
-            unit speaks several times for one point (filters along a window, steps of a decoder).
+            unit speaks several times for one point (filters along a window, steps of a decoder). Beside them the
+            voices that slices name.
         loss: [B, T], what training adds to the squared residual (a variational network's divergence); None: nothing.
     """
 
@@ -155,6 +181,24 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def groups(self) -> tuple[Group, ...]:
         """The hidden units, in the order of the forward pass."""
+
+    def levers(self) -> tuple[Lever, ...]:
+        """Sizes beside the widths that can be made smaller without new weights, mildest first."""
+        return ()
+
+    def pulled(self, lever: str, value: int) -> Self:
+        """The same weights with a lever at a smaller value; a new network."""
+        raise NotImplementedError(f"{self.kind} has no lever {lever!r}")
+
+    def without(self, group: str, mapping: Tensor, constant: Tensor) -> Network:
+        """A layer bypassed: what it said is replaced by a linear map of what it read, folded into its reader.
+
+        Args:
+            group: A group that `reads` another.
+            mapping: [I, H] from the I units it reads to its H units.
+            constant: [H].
+        """
+        raise NotImplementedError(f"{self.kind} can not do without {group!r}")
 
     @abstractmethod
     def fresh(self, batch: int) -> TensorState:
