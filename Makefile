@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 TORCH := torch==2.13.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
 
-.PHONY: demo test quick check lint types contracts proto proto-drift bench clean help
+.PHONY: demo test quick long check lint types contracts proto proto-drift bench clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -38,6 +38,9 @@ test: $(VENV)/.dev ## the whole test suite
 
 quick: $(VENV)/.dev ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow"
+
+long: $(VENV)/.dev ## thousands of drawn architectures: minutes
+	$(BIN)/python -m pytest -m long
 
 check: lint types contracts proto-drift test ## what CI runs
 

@@ -1,7 +1,7 @@
 """Every benchmark, one after the other: `make bench`.
 
 Flags are passed on. With --json DIR each benchmark writes DIR/<benchmark>.json. What can not run here (no labelled
-data, one core only) says so and is left out; the others run. Filling the cells of detection and explain takes
+data, one core only) says so and is left out; the others run. Filling the cells of detection, explain and pruning takes
 hours: here their tables are written from the cells there are; their own scripts fill them.
 
 Examples:
@@ -19,8 +19,20 @@ from pathlib import Path
 
 import harness
 
-BENCHMARKS = ("carried_state", "lstm_cell", "scoring", "main_job", "warm_start", "detection", "explain")
-FROM_CELLS = ("detection", "explain")
+BENCHMARKS = (
+    "carried_state",
+    "lstm_cell",
+    "scoring",
+    "main_job",
+    "warm_start",
+    "detection",
+    "explain",
+    "pruning_grid",
+    "importance",
+    "gate",
+    "budgets",
+)
+FROM_CELLS = ("detection", "explain", "pruning_grid", "importance", "budgets")
 """Of these only the tables are made here, unless --quick is given."""
 
 

@@ -18,8 +18,8 @@ from detectors.training.stretches import Stretches
 from pruning.exam import Exam
 from pruning.gate import trimmed_error
 from pruning.latency import measure
+from pruning.limits import limits, said
 from pruning.outcome import Budget, Latency
-from pruning.search import limits, said
 from pruning.space import Choice, Space
 from pruning.tuned import ERROR, MEASURED, PROBLEM, SECONDS, SETTINGS, limits_text
 

@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from detectors.errors import PreconditionError
 from detectors.training.export import step_graph
-from detectors.training.fit import HELD_OUT, FitOptions, Progress, chunks_over, partly, seeded, silent, train
+from detectors.training.fit import HELD_OUT, FitOptions, Progress, partly, seeded, silent, train
 from detectors.training.fitted import Fitted
-from detectors.training.networks import Network
 from detectors.training.stretches import Stretches
-from pruning.finetune import finetune
+from pruning.derive import UPDATES, Derivation, DeriveOptions
 from pruning.gate import GateLimits, judge, trimmed_error
 from pruning.groups import prunable
-from pruning.importance import Evidence, importance
+from pruning.importance import DEFAULT
 from pruning.latency import measure
-from pruning.outcome import Budget, Latency, Outcome, Sized
-from pruning.repair import remove_and_repair
-from pruning.search import Ladder, Rung, Units, climb, limits, said, stages, within
+from pruning.limits import limits, said, within
+from pruning.outcome import Budget, Gate, Latency, Outcome, Sized
+from pruning.report import report_on
+from pruning.search import Floor, Plan, Search, stages, total
+from pruning.structures import Structure
+from pruning.table import NoTables, Tables
 
-STAGE_UPDATES = 120  # fine-tuning between stages; the last stage gets the rest
-UPDATES = 1000
-CORRECTIONS = 3  # children built at most: one that misses the budget is taken a rung down
+if TYPE_CHECKING:
+    from pruning.frontier import Frontier
+
+CORRECTIONS = 3  # children built at most: one that misses the budget is made narrower
 FINAL_ROUNDS = 21  # of the measurement that decides
 MINIMUM_JUDGED = 60  # points of a run that calibration and the gate need beside the warm-up
 UPDATE_RATE = (
@@ -42,19 +45,25 @@ class CycleOptions:
 
     Attributes:
         criterion: Importance of units.
+        repair: Whether the kept units take over what they can of the dropped ones.
         seed: Same seed, parent and points: same child (measured times aside).
         update_parent: First train the parent on with the recent points.
         dry_run: Stop at the plan.
         updates: Gradient steps of fine-tuning each member of the network, over all stages.
         limits: Of the gate.
+        tables: Where latency tables are kept from one cycle to the next.
+        frontier: Children of the parent to pick from, where the parent is not updated and the batch is the budget's.
     """
 
-    criterion: str = "taylor"
+    criterion: str = DEFAULT
+    repair: bool = True
     seed: int = 0
     update_parent: bool = False
     dry_run: bool = False
     updates: int = UPDATES
     limits: GateLimits = field(default_factory=GateLimits)
+    tables: Tables = field(default_factory=NoTables)
+    frontier: Frontier | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,8 @@ class Candidate:
         parent: The dense parent as it now is; `updated` says whether it differs from the one given.
         child: The pruned detector; None where none was built.
         criterion: Importance by which units were chosen.
-        kept: The parent's units that are still in the child, by group.
+        kept: The parent's units that are still in the child, by group; none of a layer that was bypassed.
+        plan: What was chosen; None where the budget can not be met, and where the child is one of a frontier.
     """
 
     outcome: Outcome
@@ -75,6 +85,7 @@ class Candidate:
     child: Fitted | None = None
     criterion: str | None = None
     kept: dict[str, list[int]] = field(default_factory=dict)
+    plan: Plan | None = None
 
 
 def run_cycle(
@@ -106,12 +117,7 @@ def run_cycle(
         PreconditionError: the network has nothing to prune.
     """
     how = options or CycleOptions()
-    if not prunable(parent.network):
-        raise PreconditionError(
-            f"the {parent.network.kind} network has no units that can be pruned yet.",
-            field="network",
-            hint="Fit a smaller one instead.",
-        )
+    require_prunable(parent)
     training, held_out = split(parent, recent)
     report = _Report(budget, held_out, parent_version, version, progress, clock)
 
@@ -119,34 +125,29 @@ def run_cycle(
     dense, updated = update(parent, training, held_out, how, progress) if how.update_parent else (parent, False)
     dense = dense.recalibrated(held_out, training)
 
+    picked = None if updated else _picked(dense, budget, training, held_out, how, report)
+    if picked is not None:
+        return picked
+
     report.stage("search")
     with seeded(how.seed):
-        ladder = climb(dense, budget)
-    target = ladder.widest(budget)
-    if target is None:
-        return Candidate(report.infeasible(dense, ladder), dense, updated)
+        search = Search(dense, training, budget, how.criterion, how.seed, how.tables)
+        plan = search.plan()
+    if isinstance(plan, Floor):
+        return Candidate(report.infeasible(dense, plan), dense, updated)
     if how.dry_run:
-        return Candidate(report.planned(dense, ladder, target, how.updates), dense, updated)
+        return Candidate(report.planned(dense, search, plan, how.updates), dense, updated, plan=plan)
 
-    cut = _Cut(dense, training, how, report)
-    child, dense_time, child_time = _meet(budget, ladder, target, cut, held_out)
+    derivation = _derivation(dense, training, search, plan, how, report)
+    child, plan, dense_time, child_time = _meet(budget, search, plan, derivation, training, held_out, report)
 
-    report.stage("gate")
-    size = len(step_graph(child))
-    rng = np.random.default_rng(how.seed)
-    gate = judge(dense, child, held_out, child_time, dense_time, size, budget, how.limits, rng)
-    report.stage("done")
-    in_budget = within(child_time, size, dense_time, budget)
-    outcome = Outcome(
-        "adopted" if gate.passed else "rejected",
-        gate.reason,
-        report.sized(parent_version, dense, dense_time),
-        report.sized(version, child, child_time),
-        best_reachable=None if in_budget else ladder.best_reachable(budget),
-        gate=gate,
-        stages=report.seconds,
-    )
-    return Candidate(outcome, dense, updated, child, how.criterion, cut.kept)
+    made = _Made(child, derivation.kept, plan.structure, child_time, dense_time, described(search, plan, how.updates))
+    gate = _judged(made, dense, budget, held_out, how, report)
+    candidate = _concluded(made, gate, dense, budget, held_out, how, report)
+    missed = Floor(plan.structure, plan.units, child_time, len(step_graph(child)), dense_time)
+    in_budget = within(child_time, missed.bytes, dense_time, budget)
+    outcome = replace(candidate.outcome, best_reachable=None if in_budget else missed.reachable(budget))
+    return replace(candidate, outcome=outcome, updated=updated, criterion=how.criterion, plan=plan)
 
 
 def prune(
@@ -187,6 +188,20 @@ def prune(
     return run_cycle(parent, data, budget, parent_version=1, version=2, options=options, progress=progress)
 
 
+def require_prunable(parent: Fitted) -> None:
+    """Refuses a network without units to prune.
+
+    Raises:
+        PreconditionError: it is one.
+    """
+    if not prunable(parent.network):
+        raise PreconditionError(
+            f"the {parent.network.kind} network has no units that can be pruned.",
+            field="network",
+            hint="Fit a smaller one instead.",
+        )
+
+
 def split(parent: Fitted, recent: Stretches) -> tuple[Stretches, Stretches]:
     """Points to train on, and later ones to calibrate and judge on.
 
@@ -224,73 +239,135 @@ def update(
     return (newer, True) if better else (parent, False)
 
 
+def _derivation(
+    dense: Fitted, training: Stretches, search: Search, plan: Plan, how: CycleOptions, report: _Report
+) -> Derivation:
+    """What a plan is carried out with."""
+    options = DeriveOptions(how.criterion, how.repair, how.updates, how.seed)
+    return Derivation(
+        dense,
+        training,
+        options,
+        base=search.base(plan.structure),
+        structure=plan.structure,
+        stage=report.stage,
+        progress=report.progress,
+    )
+
+
+def described(search: Search, plan: Plan, updates: int) -> dict[str, object]:
+    """A plan as outcomes carry it."""
+    dense = search.base(plan.structure).network.units
+    before = {name: dense[name] for name in plan.units}
+    return {
+        **plan.structure.to_dict(),
+        "groups": {
+            name: {"before": before[name], "after": width, "damage": plan.damage[name]}
+            for name, width in plan.units.items()
+        },
+        "damage": total(plan),
+        "stages": stages(before, plan.units),
+        "updates": updates,
+        "rounds": plan.rounds,
+    }
+
+
 def _meet(
-    budget: Budget, ladder: Ladder, target: Rung, cut: _Cut, held_out: Stretches
-) -> tuple[Fitted, Latency, Latency]:
-    """Builds the child, measures it beside its parent, and goes a rung down while it misses the budget."""
-    rung = target
-    for _ in range(CORRECTIONS):
-        child = cut.down_to(rung.units).recalibrated(held_out, cut.training)
-        cut.report.stage("measure")
-        dense_graph, child_graph = step_graph(cut.parent), step_graph(child)
-        dense_time, child_time = measure([dense_graph, child_graph], budget.batch, rounds=FINAL_ROUNDS)
-        narrower = ladder.below(rung.units)
-        if within(child_time, len(child_graph), dense_time, budget) or narrower is None:
+    budget: Budget,
+    search: Search,
+    plan: Plan,
+    derivation: Derivation,
+    training: Stretches,
+    held_out: Stretches,
+    report: _Report,
+) -> tuple[Fitted, Plan, Latency, Latency]:
+    """Builds the child, measures it beside its parent, and makes it narrower while it misses the budget."""
+    for turn in range(CORRECTIONS):
+        child = derivation.down_to(plan.units)
+        report.stage("calibrate")
+        child = child.recalibrated(held_out, training)
+        report.stage("measure")
+        child_graph = step_graph(child)
+        dense_time, child_time = measure([search.dense_graph, child_graph], budget.batch, rounds=FINAL_ROUNDS)
+        if within(child_time, len(child_graph), dense_time, budget) or turn + 1 == CORRECTIONS:
             break
-        rung = narrower
-    return child, dense_time, child_time
+        narrower = search.tighter(plan, child_time)
+        if narrower is None:
+            break
+        plan = narrower
+    return child, plan, dense_time, child_time
 
 
-class _Cut:
-    """A network on its way from dense to narrow."""
+@dataclass(frozen=True)
+class _Made:
+    """A child that was made, and measured beside its parent."""
 
-    def __init__(self, parent: Fitted, training: Stretches, how: CycleOptions, report: _Report) -> None:
-        self.parent, self.report = parent, report
-        self.training, self._how = training, how
-        self._network: Network = copy.deepcopy(parent.network)
-        self._kept = {group.name: torch.arange(group.width) for group in prunable(parent.network)}
+    child: Fitted
+    kept: dict[str, list[int]]
+    structure: Structure
+    latency: Latency
+    dense: Latency
+    plan: dict[str, Any]
 
-    @property
-    def kept(self) -> dict[str, list[int]]:
-        """The parent's units that are still there."""
-        return {name: indices.tolist() for name, indices in self._kept.items()}
 
-    def down_to(self, units: Units) -> Fitted:
-        """Prunes in stages, repairing and fine-tuning against the parent after each."""
-        how = self._how
-        steps = stages({name: len(kept) for name, kept in self._kept.items()}, units)
-        for i, widths in enumerate(steps):
-            last = i == len(steps) - 1
-            updates = max(1, how.updates - STAGE_UPDATES * i) if last else min(STAGE_UPDATES, how.updates)
-            members = dict(self._network.members)
-            for turn, name in enumerate(members):
-                told = partly(self.report.progress, turn, len(members))
-                members[name] = self._narrower(name, members[name], widths, how.seed + i, updates, told)
-            self._network = self._network.with_members(members)
-        self.report.stage("calibrate")
-        return self.parent.with_network(self._network)
+def _picked(
+    dense: Fitted, budget: Budget, training: Stretches, held_out: Stretches, how: CycleOptions, report: _Report
+) -> Candidate | None:
+    """The child of the frontier that meets the budget and passes the gate; None where there is none."""
+    if how.frontier is None or how.frontier.facts.batch != budget.batch:
+        return None
+    report.stage("frontier")
+    found = how.frontier.pick(dense, budget, training, held_out)
+    if found is None:
+        return None
+    facts = how.frontier.facts
+    place = {"point": found.place + 1, "points": len(facts.points), "seed": facts.seed}
+    plan = {**found.point.plan, "frontier": place}
+    made = _Made(found.child, found.point.kept, Structure(), found.latency, found.dense, plan)
+    if how.dry_run:
+        return Candidate(report.waiting(made, dense), dense, False)
+    as_built = replace(how, criterion=facts.criterion)
+    gate = _judged(made, dense, budget, held_out, as_built, report)
+    return _concluded(made, gate, dense, budget, held_out, as_built, report) if gate.passed else None
 
-    def _narrower(
-        self, name: str, member: Network, widths: Units, seed: int, updates: int, progress: Progress
-    ) -> Network:
-        """One member cut, repaired and fine-tuned against the same member of the parent."""
-        groups = prunable(member)
-        if not groups:
-            return member
-        how, scaler = self._how, self.parent.scaler
-        self.report.stage("prune")
-        chunks = chunks_over(self.training, scaler, member, seed)
-        values = importance(how.criterion, Evidence(member, chunks, how.seed))
-        keep = {}
-        for group in groups:
-            full = f"{name}.{group.name}" if name else group.name
-            keep[group.name] = values[group.name].topk(widths[full]).indices.sort().values
-            self._kept[full] = self._kept[full][keep[group.name]]
-        narrow = remove_and_repair(member, keep, chunks)
-        self.report.stage("fine-tune")
-        teacher = self.parent.network.members[name]
-        finetune(narrow, teacher, self.training, scaler, updates=updates, seed=seed, progress=progress)
-        return narrow
+
+def _judged(
+    made: _Made, dense: Fitted, budget: Budget, held_out: Stretches, how: CycleOptions, report: _Report
+) -> Gate:
+    """What the gate says of a child."""
+    report.stage("gate")
+    size, rng = len(step_graph(made.child)), np.random.default_rng(how.seed)
+    return judge(dense, made.child, held_out, made.latency, made.dense, size, budget, how.limits, rng)
+
+
+def _concluded(
+    made: _Made, gate: Gate, dense: Fitted, budget: Budget, held_out: Stretches, how: CycleOptions, report: _Report
+) -> Candidate:
+    """A candidate with its report."""
+    report.stage("report")
+    removal = report_on(
+        dense,
+        made.child,
+        made.kept,
+        made.structure,
+        held_out,
+        criterion=how.criterion,
+        seed=how.seed,
+        batch=budget.batch,
+        tables=how.tables,
+    )
+    report.stage("done")
+    outcome = Outcome(
+        "adopted" if gate.passed else "rejected",
+        gate.reason,
+        report.parent_sized(dense, made.dense),
+        report.child_sized(made.child, made.latency),
+        gate=gate,
+        stages=report.seconds,
+        plan=made.plan,
+        report=removal,
+    )
+    return Candidate(outcome, dense, False, made.child, how.criterion, made.kept)
 
 
 class _Report:
@@ -318,49 +395,71 @@ class _Report:
         self._current, self._began = name, now
         self.progress(name, 0.0, "")
 
-    def sized(self, version: int, fitted: Fitted, latency: Latency) -> Sized:
-        """Size, speed and error of a detector."""
+    def parent_sized(self, dense: Fitted, latency: Latency) -> Sized:
+        """Size, speed and error of the parent."""
+        return self._sized(self._parent_version, dense, latency)
+
+    def child_sized(self, child: Fitted, latency: Latency) -> Sized:
+        """The same of the child."""
+        return self._sized(self._version, child, latency)
+
+    def _sized(self, version: int, fitted: Fitted, latency: Latency) -> Sized:
         network = fitted.network
         size = len(step_graph(fitted))
         error = trimmed_error(fitted, self._held_out)
         p50, p99 = latency.p50_seconds, latency.p99_seconds
         return Sized(version, None, network.units, network.parameters_count, size, p50, p99, error)
 
-    def infeasible(self, dense: Fitted, ladder: Ladder) -> Outcome:
-        """No width meets the budget."""
+    def infeasible(self, dense: Fitted, floor: Floor) -> Outcome:
+        """Nothing meets the budget."""
         self.stage("done")
-        floor = ladder.floor
         missed = ", ".join(
-            f"{name} {said(value, timed)} (budget {said(limit, timed)})"
-            for name, value, limit, timed in limits(floor.latency, floor.bytes, ladder.dense.latency, self.budget)
-            if value > limit
+            f"{it.name} {said(it.value, it.timed)} (budget {said(it.limit, it.timed)})"
+            for it in limits(floor.latency, floor.bytes, floor.dense, self.budget)
+            if it.value > it.limit
         )
         return Outcome(
             "rejected",
             f"the budget is below the floor of this network: {missed} at batch {self.budget.batch}",
-            self.sized(self._parent_version, dense, ladder.dense.latency),
-            best_reachable=ladder.best_reachable(self.budget),
+            self.parent_sized(dense, floor.dense),
+            best_reachable=floor.reachable(self.budget),
             stages=self.seconds,
         )
 
-    def planned(self, dense: Fitted, ladder: Ladder, target: Rung, updates: int) -> Outcome:
-        """A dry run ends with the plan."""
+    def waiting(self, made: _Made, dense: Fitted) -> Outcome:
+        """A dry run ends with a child of the frontier, where one meets the budget."""
         self.stage("done")
-        network = dense.network.resized(target.units)
-        steps = len(stages(ladder.dense.units, target.units))
+        place = made.plan["frontier"]
         return Outcome(
             "planned",
-            f"would prune in {steps} stage{'s' * (steps > 1)} and fine-tune for {updates} updates",
-            self.sized(self._parent_version, dense, ladder.dense.latency),
+            f"would take child {place['point']} of {place['points']} from the frontier, and judge it",
+            self.parent_sized(dense, made.dense),
+            self.child_sized(made.child, made.latency),
+            stages=self.seconds,
+            plan=made.plan,
+        )
+
+    def planned(self, dense: Fitted, search: Search, plan: Plan, updates: int) -> Outcome:
+        """A dry run ends with the plan."""
+        self.stage("done")
+        base = search.base(plan.structure).network
+        network = base.resized(plan.units)
+        steps = len(stages({name: base.units[name] for name in plan.units}, plan.units))
+        pulled = f"take it {plan.structure}, " if plan.structure else ""
+        return Outcome(
+            "planned",
+            f"would {pulled}prune in {steps} stage{'s' * (steps > 1)} and fine-tune for {updates} updates",
+            self.parent_sized(dense, plan.dense),
             Sized(
                 self._version,
                 None,
                 network.units,
                 network.parameters_count,
-                target.bytes,
-                target.latency.p50_seconds,
-                target.latency.p99_seconds,
+                plan.bytes,
+                plan.latency.p50_seconds,
+                plan.latency.p99_seconds,
                 None,
             ),
             stages=self.seconds,
+            plan=described(search, plan, updates),
         )

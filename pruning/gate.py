@@ -11,13 +11,14 @@ from detectors.training.calibrate import Scaler
 from detectors.training.fitted import Fitted, mean_residuals
 from detectors.training.stretches import Stretches
 from pruning.injection import inject
+from pruning.limits import limits, said
 from pruning.outcome import Budget, Check, Gate, Latency
-from pruning.search import limits, said
 
 FloatArray = NDArray[np.float32]
 
 TRIM = 0.02  # held-out points are not quite clean either
 EVENTS_PER_KIND = 36
+TAIL = 0.1
 ALARMS = 50  # segments the parent raises at the cut where alarms are compared ...
 HIGHEST_CUT = 3.0  # ... which is never above this score: beyond one in a thousand the tail is extrapolated
 GAP = 5  # alarms closer than this are one segment
@@ -33,11 +34,14 @@ class GateLimits:
     Attributes:
         error_ratio: Trimmed error of the child over the parent's, both in the parent's scaled units, at most this.
         alarm_jaccard: Alarm segments raised by both over those raised by either, at least this.
+        tail_agreement: Rank correlation of the scores (Spearman) over the tenth of the points that the parent scores
+            highest, at least this.
         injected_drop: Average precision on injected anomalies may fall by this much at the lower confidence bound.
     """
 
     error_ratio: float = 1.5
     alarm_jaccard: float = 0.6
+    tail_agreement: float = 0.3
     injected_drop: float = 0.02
 
 
@@ -95,6 +99,17 @@ def judge(
     )
     ours, theirs = child.trace(events.points).score, parent.trace(events.points).score
     checks += _alarm_checks(theirs, ours, limits_)
+    agreement = tail_agreement(theirs, ours)
+    checks.append(
+        Check(
+            "tail",
+            agreement,
+            limits_.tail_agreement,
+            agreement >= limits_.tail_agreement,
+            f"over the parent's highest tenth of scores ranks agree to {agreement:.2f} "
+            f"(limit {limits_.tail_agreement:g})",
+        )
+    )
     drop, bound = injected_drop(theirs, ours, events.labels, rng)
     checks.append(
         Check(
@@ -129,6 +144,18 @@ def injected_drop(
         times = np.bincount(rng.integers(0, len(labels), len(labels)), minlength=len(labels))[event]
         drops.append(ours.average_precision(times) - theirs.average_precision(times))
     return drop, float(np.quantile(drops, CONFIDENCE))
+
+
+def tail_agreement(parent: FloatArray, child: FloatArray) -> float:
+    """Spearman's rank correlation over the points with the highest `TAIL` of the parent's scores."""
+    both = np.isfinite(parent) & np.isfinite(child)
+    theirs, ours = parent[both], child[both]
+    top = theirs >= np.quantile(theirs, 1 - TAIL)
+    return float(np.corrcoef(_ranks(theirs[top]), _ranks(ours[top]))[0, 1])
+
+
+def _ranks(values: FloatArray) -> NDArray[np.int64]:
+    return np.asarray(np.argsort(np.argsort(values, kind="stable")), np.int64)
 
 
 class Ranking:

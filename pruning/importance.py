@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,24 +15,60 @@ from detectors.training.fit import Runner, training_loss
 from detectors.training.networks import Group, Network, Slice
 from detectors.training.stretches import Lanes, Windows
 from pruning.groups import by_unit
-from pruning.repair import RIDGE, activations
+from pruning.repair import RIDGE, Seen, activations
 
 BATCHES = 16  # chunks that gradients are averaged over
 RANKED = 1000  # points on which trees are compared
 IDLE = 0.01  # nats: a latent that diverges less from its prior says nothing
 
 
+class Observed(Protocol):
+    """What a criterion may ask, of a network or of a module of the user's own."""
+
+    @property
+    def seed(self) -> int:
+        """Of random scores."""
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Weights and buffers by name."""
+
+    def seen(self) -> Seen:
+        """What units say on normal points."""
+
+    def gradients(self) -> Iterator[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]:
+        """Weights and their gradients of the loss, batch by batch."""
+
+
 @dataclass(frozen=True)
 class Evidence:
-    """What a criterion may look at."""
+    """A network on normal points."""
 
     network: Network
     chunks: Lanes | Windows
     seed: int
 
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The network's state."""
+        return self.network.state_dict()
+
+    def seen(self) -> Seen:
+        """What its units say."""
+        return activations(self.network, self.chunks)
+
+    def gradients(self) -> Iterator[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]:
+        """Of the training loss."""
+        network, run = self.network, Runner(self.network)
+        parameters = dict(network.named_parameters())
+        weights = {name: parameter.detach() for name, parameter in parameters.items()}
+        for chunk in islice(self.chunks.chunks(BATCHES), BATCHES):
+            network.zero_grad(set_to_none=True)
+            training_loss(run(chunk), chunk.counted).backward()  # type: ignore[no-untyped-call]
+            yield weights, {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in parameters.items()}
+        network.zero_grad(set_to_none=True)
+
 
 Scores = dict[str, Tensor]
-Criterion = Callable[[Evidence, tuple[Group, ...]], Scores]
+Criterion = Callable[[Observed, tuple[Group, ...]], Scores]
 
 
 def importance(criterion: str, evidence: Evidence) -> Scores:
@@ -67,38 +104,38 @@ def idle(network: Network, chunks: Lanes | Windows) -> dict[str, Tensor]:
     return {name: (score < IDLE).nonzero().flatten() for name, score in scores.items()}
 
 
-def by_random(evidence: Evidence, groups: tuple[Group, ...]) -> Scores:
+def by_random(evidence: Observed, groups: tuple[Group, ...]) -> Scores:
     """Uniform noise: the baseline."""
     generator = torch.Generator().manual_seed(evidence.seed)
     return {group.name: torch.rand(group.width, generator=generator) for group in groups}
 
 
-def by_l1(evidence: Evidence, groups: tuple[Group, ...]) -> Scores:
+def by_l1(evidence: Observed, groups: tuple[Group, ...]) -> Scores:
     """Sum of absolute values over all slices of a unit (Li et al. 2017)."""
-    tensors = evidence.network.state_dict()
+    tensors = evidence.tensors()
     return {group.name: _over_slices({k: v.abs() for k, v in tensors.items()}, group) for group in groups}
 
 
-def by_l2(evidence: Evidence, groups: tuple[Group, ...]) -> Scores:
+def by_l2(evidence: Observed, groups: tuple[Group, ...]) -> Scores:
     """Euclidean norm over all slices of a unit, incoming, recurrent and outgoing (Wen et al. 2018, ISS)."""
-    tensors = evidence.network.state_dict()
+    tensors = evidence.tensors()
     return {group.name: _over_slices({k: v.square() for k, v in tensors.items()}, group).sqrt() for group in groups}
 
 
-def by_activation(evidence: Evidence, groups: tuple[Group, ...]) -> Scores:
+def by_activation(evidence: Observed, groups: tuple[Group, ...]) -> Scores:
     """Mean absolute output on normal points (Hu et al. 2016, without the threshold)."""
-    seen = activations(evidence.network, evidence.chunks)
+    seen = evidence.seen()
     return {group.name: seen[group.name].abs().mean(dim=0) for group in groups}
 
 
-def by_taylor(evidence: Evidence, groups: tuple[Group, ...]) -> Scores:
+def by_taylor(evidence: Observed, groups: tuple[Group, ...]) -> Scores:
     """Squared first-order change of the loss when everything that reads the unit is zeroed (Molchanov et al. 2019).
 
     The sum of gradient x weight runs over all outgoing weights, the recurrent ones included, so the unit's effect
     through time counts; it is squared batch by batch, because at a trained parent the gradients average to nothing.
     """
     scores = {group.name: torch.zeros(group.width) for group in groups}
-    for weights, gradients in _gradients(evidence):
+    for weights, gradients in evidence.gradients():
         for group in groups:
             change = torch.zeros(group.width)
             for where in group.consumers:
@@ -107,13 +144,13 @@ def by_taylor(evidence: Evidence, groups: tuple[Group, ...]) -> Scores:
     return scores
 
 
-def by_fisher(evidence: Evidence, groups: tuple[Group, ...]) -> Scores:
+def by_fisher(evidence: Observed, groups: tuple[Group, ...]) -> Scores:
     """Second-order change of the loss, with the diagonal of the Fisher information for the Hessian.
 
     Half of w^2 E[g^2], summed over all outgoing weights (LeCun et al. 1990; Theis et al. 2018).
     """
     scores = {group.name: torch.zeros(group.width) for group in groups}
-    for weights, gradients in _gradients(evidence):
+    for weights, gradients in evidence.gradients():
         for group in groups:
             for where in group.consumers:
                 each = 0.5 * (weights[where.tensor] * gradients[where.tensor]).square()
@@ -121,13 +158,13 @@ def by_fisher(evidence: Evidence, groups: tuple[Group, ...]) -> Scores:
     return scores
 
 
-def by_reconstruction(evidence: Evidence, groups: tuple[Group, ...]) -> Scores:
+def by_reconstruction(evidence: Observed, groups: tuple[Group, ...]) -> Scores:
     """What the other units can not say for it, after ThiNet (Luo et al. 2017) and optimal brain surgery.
 
     The variance that least squares from all other units leaves, times its squared outgoing weights.
     """
-    tensors = evidence.network.state_dict()
-    seen = activations(evidence.network, evidence.chunks)
+    tensors = evidence.tensors()
+    seen = evidence.seen()
     scores = {}
     for group in groups:
         said = seen[group.name].double()
@@ -140,13 +177,13 @@ def by_reconstruction(evidence: Evidence, groups: tuple[Group, ...]) -> Scores:
     return scores
 
 
-def by_divergence(evidence: Evidence, groups: tuple[Group, ...]) -> Scores:
+def by_divergence(evidence: Observed, groups: tuple[Group, ...]) -> Scores:
     """Mean divergence of a latent from its prior, in nats: latents that the fit has switched off have next to none.
 
     Raises:
         InvalidInputError: units that are no latents.
     """
-    seen = activations(evidence.network, evidence.chunks)
+    seen = evidence.seen()
     for group in groups:
         if f"{group.name}/divergence" not in seen:
             raise InvalidInputError(
@@ -157,12 +194,12 @@ def by_divergence(evidence: Evidence, groups: tuple[Group, ...]) -> Scores:
     return {group.name: seen[f"{group.name}/divergence"].mean(dim=0) for group in groups}
 
 
-def by_agreement(evidence: Evidence, groups: tuple[Group, ...]) -> Scores:
+def by_agreement(evidence: Observed, groups: tuple[Group, ...]) -> Scores:
     """Members of a committee in the order of a greedy choice; for trees, which have no gradients.
 
     The next one is who makes the mean of the chosen rank points most as the mean of all does (Spearman).
     """
-    seen = activations(evidence.network, evidence.chunks)
+    seen = evidence.seen()
     scores = {}
     for group in groups:
         votes = seen[group.name][:RANKED].double()  # [N, H]
@@ -190,18 +227,6 @@ CRITERIA: Mapping[str, Criterion] = {
     "agreement": by_agreement,
 }
 DEFAULT = "taylor"
-
-
-def _gradients(evidence: Evidence) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """Weights and their gradients of the training loss, batch by batch."""
-    network, run = evidence.network, Runner(evidence.network)
-    parameters = dict(network.named_parameters())
-    weights = {name: parameter.detach() for name, parameter in parameters.items()}
-    for chunk in islice(evidence.chunks.chunks(BATCHES), BATCHES):
-        network.zero_grad(set_to_none=True)
-        training_loss(run(chunk), chunk.counted).backward()  # type: ignore[no-untyped-call]
-        yield weights, {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in parameters.items()}
-    network.zero_grad(set_to_none=True)
 
 
 def _over_slices(tensors: Mapping[str, Tensor], group: Group) -> Tensor:

@@ -101,6 +101,11 @@ class Reachable:
     speedup: float
     hint: str
 
+    def said(self) -> str:
+        """In one line."""
+        times = f"p50 {self.p50_seconds * 1e6:.0f} us, {self.speedup:.1f} times as fast, {self.bytes} bytes"
+        return f"{times}. {self.hint}"
+
 
 @dataclass(frozen=True)
 class Check:
@@ -152,6 +157,9 @@ class Outcome:
         best_reachable: The floor, when the budget can not be met.
         gate: Its checks; None when no candidate was built.
         stages: Seconds by stage of the cycle.
+        plan: What was chosen: layers that are bypassed and levers that are pulled, widths of each group before and
+            after with the predicted rise of the loss, stages, updates; None when the budget can not be met.
+        report: What was removed and what it responded to (`pruning.report`); None where no child was built.
     """
 
     outcome: str
@@ -161,6 +169,8 @@ class Outcome:
     best_reachable: Reachable | None = None
     gate: Gate | None = None
     stages: dict[str, float] = field(default_factory=dict)
+    plan: dict[str, Any] | None = None
+    report: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As `prune --json` prints it."""
@@ -172,4 +182,6 @@ class Outcome:
             "child": asdict(self.child) if self.child else None,
             "gate": self.gate.to_dict() if self.gate else None,
             "stages": self.stages,
+            "plan": self.plan,
+            "report": self.report,
         }

@@ -12,7 +12,7 @@ from detectors.training.fitted import SETTLE_HALF_LIVES, ErrorOptions, warm_up
 from detectors.training.networks import Network, network_class
 from detectors.training.networks.base import Options
 from detectors.training.stretches import Stretches
-from pruning.search import GRID
+from pruning.table import GRID
 
 LEARNING_RATES = (3e-4, 3e-2)  # a tenth to ten times what a fit begins with
 HALF_LIFE = 20.0  # longer than half of the injected events nothing is gained, and alarms come late

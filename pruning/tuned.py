@@ -9,8 +9,8 @@ from typing import Any, Literal
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from pruning.limits import said
 from pruning.outcome import Budget
-from pruning.search import said
 from pruning.space import Choice
 
 WORTH = 0.02  # average precision by which a trial must beat the start: less is another draw of events and weights

@@ -18,7 +18,7 @@ from detectors.training.networks.base import Options
 from detectors.training.stretches import Stretches
 from pruning.attempt import Attempts, TuneOptions
 from pruning.exam import Exam
-from pruning.search import said
+from pruning.limits import said
 from pruning.space import Space
 from pruning.study import SPACE, ask, give_back, opened
 from pruning.tuned import Tuned, importance, is_told, limits_text, tried

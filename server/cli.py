@@ -15,9 +15,11 @@ from detectors.errors import PrunewatchError
 from server.commands.anomalies import anomalies
 from server.commands.edge import edge, export
 from server.commands.fit import fit
+from server.commands.frontier import frontier
 from server.commands.healthcheck import healthcheck
 from server.commands.plot import plot
 from server.commands.prune import prune
+from server.commands.report import report
 from server.commands.score import score
 from server.commands.serve import demo, serve, validate
 from server.commands.serving import delete, pin, rollback, unpin
@@ -30,7 +32,7 @@ INTERRUPTED = 130
 
 PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
     "Detect": (fit, tune, score, plot, anomalies, show),
-    "Shrink": (prune, rollback, pin, unpin, delete),
+    "Shrink": (prune, frontier, report, rollback, pin, unpin, delete),
     "Run": (serve, validate, healthcheck, edge, export, demo),
 }
 

@@ -176,6 +176,8 @@ class Gate(_Section):
     """The child's error is at most this many times the parent's."""
     alarm_jaccard: float = Field(default=0.6, ge=0, le=1)
     """Alarms that parent and child share, as a part of all alarms of either."""
+    tail_agreement: float = Field(default=0.3, ge=-1, le=1)
+    """Rank correlation of their scores over the tenth of the points that the parent scores highest."""
     injected_drop: float = Field(default=0.02, ge=0, le=1)
     """How much less average precision on injected anomalies is allowed."""
 

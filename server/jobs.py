@@ -70,6 +70,7 @@ def cycle_job(
     history: Sequence[Path],
     update_parent: bool = False,
     dry_run: bool = False,
+    fresh: bool = False,
     seed: int | None = None,
     threads: int = TRAINING_THREADS,
 ) -> dict[str, Any]:
@@ -84,6 +85,7 @@ def cycle_job(
         history: Segments to fine-tune, calibrate and judge on, oldest first.
         update_parent: Train the parent on `history` first.
         dry_run: Only say what would be done.
+        fresh: Do not pick from a frontier, even where there is one.
         seed: Instead of the configured one.
         threads: For training.
 
@@ -91,6 +93,64 @@ def cycle_job(
         InvalidInputError: `device_class` is not one.
         PreconditionError: nothing has been fitted yet, or there is no history.
     """
+    return {
+        **_from_parent(store, name, config, device_class, history, seed, threads),
+        "kind": "cycle",
+        "version": store.catalog.next_version(name),
+        "budget": budget.for_trainer(),
+        "update_parent": update_parent,
+        "dry_run": dry_run,
+        "fresh": fresh,
+    }
+
+
+def frontier_job(
+    store: Store,
+    name: str,
+    config: DetectorConfig,
+    device_class: str,
+    *,
+    batch: int,
+    history: Sequence[Path],
+    points: int,
+    seed: int | None = None,
+    threads: int = TRAINING_THREADS,
+) -> dict[str, Any]:
+    """Build the frontier of the parent that a device class's cycles start from.
+
+    Args:
+        store: Where it is kept.
+        name: The detector.
+        config: Its gate and seed.
+        device_class: The class.
+        batch: Points a step.
+        history: Segments to fine-tune, calibrate and judge on, oldest first.
+        points: Children at most.
+        seed: Instead of the configured one.
+        threads: For training.
+
+    Raises:
+        InvalidInputError: `device_class` is not one.
+        PreconditionError: nothing has been fitted yet, or there is no history.
+    """
+    return {
+        **_from_parent(store, name, config, device_class, history, seed, threads),
+        "kind": "frontier",
+        "batch": batch,
+        "points": points,
+    }
+
+
+def _from_parent(
+    store: Store,
+    name: str,
+    config: DetectorConfig,
+    device_class: str,
+    history: Sequence[Path],
+    seed: int | None,
+    threads: int,
+) -> dict[str, Any]:
+    """What all jobs say that prune a parent."""
     check_device_class(device_class)
     if not history:
         raise PreconditionError(
@@ -100,19 +160,14 @@ def cycle_job(
         )
     parent = parent_version(store, name, device_class)
     return {
-        "kind": "cycle",
         "store": str(store.root),
         "detector": name,
-        "version": store.catalog.next_version(name),
         "device_class": device_class,
         "parent": {"hash": parent.parent_hash, "version": store.catalog.bundle(parent.parent_hash).version},
         "history": [str(path) for path in history],
-        "budget": budget.for_trainer(),
         "gate": config.gate.model_dump(),
         "max_gap": config.gap_nanoseconds,
         "seed": config.seed if seed is None else seed,
-        "update_parent": update_parent,
-        "dry_run": dry_run,
         "threads": threads,
     }
 

@@ -77,7 +77,7 @@ class Journal:
     # operations
 
     def create_operation(self, kind: str, detector: str) -> OperationRow:
-        """Begins an operation; kinds are `fit` and `prune`."""
+        """Begins an operation; kinds are `fit`, `prune` and `frontier`."""
         row = OperationRow(
             name=f"operations/{uuid.uuid4().hex}",
             kind=kind,

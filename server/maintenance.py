@@ -15,7 +15,7 @@ from typing import Any, Literal
 from detectors.errors import PreconditionError, PrunewatchError
 from server.config import HUB, Budget
 from server.history import History
-from server.jobs import cycle_job, fit_job, parent_version, start_hash
+from server.jobs import cycle_job, fit_job, frontier_job, parent_version, start_hash
 from server.metrics import Metrics
 from server.progress import Operations
 from server.publish import publish_cycle, publish_fit, require_unpinned
@@ -27,6 +27,8 @@ from server.uploads import Upload
 Trigger = Literal["manual", "schedule"]
 FIT = ""
 """Stands beside device classes, of which none is called so."""
+FRONTIER = "frontier"
+"""Kind of the operations that build one."""
 logger = logging.getLogger(__name__)
 
 
@@ -43,7 +45,7 @@ NEVER = Mark(0.0, -(1 << 62))
 
 @dataclass
 class Task:
-    """A fit or cycle that waits or runs."""
+    """A fit, a cycle or the building of a frontier that waits or runs."""
 
     operation: OperationRow
     trigger: Trigger
@@ -53,15 +55,20 @@ class Task:
     """One catalog transaction; runs in a thread."""
     upload: Upload | None = None
     device_class: str | None = None
-    """None: it is a fit."""
+    """That the cycle is for; None: it is none."""
     running: asyncio.Task[None] | None = field(default=None, repr=False)
     publishing: bool = False
     """From here on it can not be cancelled."""
 
     @property
+    def is_fit(self) -> bool:
+        """Whether it makes a parent."""
+        return self.operation.kind == "fit"
+
+    @property
     def is_refit(self) -> bool:
         """Whether the schedule asked for a fit."""
-        return self.device_class is None and self.trigger == "schedule"
+        return self.is_fit and self.trigger == "schedule"
 
 
 class Maintenance:
@@ -156,6 +163,7 @@ class Maintenance:
         *,
         upload: Upload | None = None,
         dry_run: bool = False,
+        fresh: bool = False,
         seed: int | None = None,
         trigger: Trigger = "manual",
     ) -> OperationRow:
@@ -190,6 +198,7 @@ class Maintenance:
                 history=history,
                 update_parent=newer,
                 dry_run=dry_run,
+                fresh=fresh,
                 seed=seed,
             )
 
@@ -197,6 +206,31 @@ class Maintenance:
             return publish_cycle(roster.store, name, device_class, result, batch=budget.batch)
 
         return await self._queue(name, "prune", trigger, prepare, publish, upload, device_class)
+
+    async def build_frontier(
+        self, name: str, device_class: str, *, batch: int, points: int, seed: int | None = None
+    ) -> OperationRow:
+        """Builds the frontier of the parent that cycles of a device class start from; what serves does not change.
+
+        Raises:
+            PreconditionError: nothing was fitted yet, there are no points, or a fit or cycle of it is not done.
+        """
+        roster = self._roster
+        hosted, config = roster.host.get(name), roster.config_of(name)
+        self.require_idle(name)
+        await asyncio.to_thread(parent_version, roster.store, name, device_class)
+        if not hosted.points_kept:
+            raise PreconditionError(f"{name!r} has seen no points.", field="name", hint="Stream points to it first.")
+
+        def prepare(history: Sequence[Path]) -> dict[str, Any]:
+            return frontier_job(
+                roster.store, name, config, device_class, batch=batch, history=history, points=points, seed=seed
+            )
+
+        def publish(_result: Mapping[str, Any]) -> object:
+            return None  # the trainer has put it into its place
+
+        return await self._queue(name, FRONTIER, "manual", prepare, publish, None, None)
 
     async def cancel(self, name: str) -> None:
         """Ends an operation that waits or runs; one that is being published already goes on."""
@@ -256,16 +290,17 @@ class Maintenance:
         return operation
 
     async def _work(self, task: Task) -> None:
-        """One fit or cycle from its turn to its end; errors end in the operation."""
+        """One fit, cycle or frontier from its turn to its end; errors end in the operation."""
         name, operation, catalog = task.operation.detector, task.operation.name, self._roster.catalog
         cycle = None
-        self.marks[name, task.device_class or FIT] = self._now(name)
+        if task.is_fit or task.device_class is not None:
+            self.marks[name, task.device_class or FIT] = self._now(name)
         outcome = "failed"
         result: Mapping[str, Any] = {}
         try:
             if task.device_class is not None:
                 cycle = await asyncio.to_thread(catalog.begin_cycle, name, task.device_class, task.trigger)
-            else:
+            elif task.is_fit:
                 await self._set_fitting(name)
             result = await self._train(task)
             outcome = result.get("outcome", "adopted")
@@ -316,7 +351,7 @@ class Maintenance:
         task.publishing = True
         await asyncio.to_thread(task.publish, result)
         await roster.follow(name)
-        if task.upload is not None and task.device_class is None:
+        if task.upload is not None and task.is_fit:
             await hosted.keep_import(task.upload.stamps, task.upload.values)
         if task.is_refit:  # its parent serves everywhere now: prune it without waiting for a period
             self.marks.update({(name, device_class): NEVER for device_class in roster.config_of(name).device_classes})
@@ -324,7 +359,7 @@ class Maintenance:
 
     async def _require_able(self, name: str, task: Task, result: Mapping[str, Any]) -> None:
         """Refuses, before anything is published, what the live series could not go on in."""
-        made = result["parent"] if task.device_class is None else result.get("child")
+        made = result["parent"] if task.is_fit else result.get("child")
         if result.get("outcome", "adopted") == "adopted" and made and task.device_class in {None, HUB}:
             await self._roster.require_able(name, made["hash"])
 
@@ -338,7 +373,7 @@ class Maintenance:
         try:
             if cycle is not None:
                 await asyncio.to_thread(self._roster.catalog.end_cycle, cycle, outcome, str(error))
-            elif self._roster.host.get(name).served is None:
+            elif task.is_fit and self._roster.host.get(name).served is None:
                 await asyncio.to_thread(self._roster.catalog.set_state, name, "failed", str(error))
         except Exception:  # the operation must end all the same, or its waiters hang
             logger.exception("the end of %s could not be written", task.operation.name)

@@ -179,7 +179,9 @@ def fit_result(result: Mapping[str, Any]) -> detectors_pb.FitResult:
 
 def cycle_result(result: Mapping[str, Any], device_class: str = "") -> pruning_pb.CycleResult:
     """What came out of a cycle."""
-    best, parent, child, gate = (result.get(key) for key in ("best_reachable", "parent", "child", "gate"))
+    best, parent, child, gate, plan, report = (
+        result.get(key) for key in ("best_reachable", "parent", "child", "gate", "plan", "report")
+    )
     return pruning_pb.CycleResult(
         outcome=result.get("outcome", ""),
         reason=result.get("reason") or "",
@@ -187,6 +189,8 @@ def cycle_result(result: Mapping[str, Any], device_class: str = "") -> pruning_p
         parent=None if parent is None else _made_bundle(parent, PARENT),
         child=None if child is None else _made_bundle(child, device_class),
         gate=None if gate is None else struct(gate),
+        plan=None if plan is None else struct(plan),
+        report=None if report is None else struct({**report, "stages": result.get("stages") or {}}),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import grpc.aio
@@ -12,7 +13,8 @@ from google.rpc import code_pb2, status_pb2
 
 from detectors.errors import InvalidInputError, PreconditionError
 from prunewatch.v1 import detectors_pb2
-from server.maintenance import Maintenance
+from server.frontier_messages import frontier_message
+from server.maintenance import FRONTIER, Maintenance
 from server.messages import cycle_result, fit_result
 from server.names import detector_name, operation_name
 from server.paging import page_of
@@ -81,6 +83,12 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):  # type: ignor
         raise PreconditionError("operations are kept.", field="name", hint="Cancel it, if it should end.")
 
 
+def _response(kind: str, result: Mapping[str, Any]) -> message.Message:
+    if kind == FRONTIER:
+        return frontier_message(result)
+    return fit_result(result) if kind == "fit" else cycle_result(result)
+
+
 def operation_message(row: OperationRow) -> operations_pb2.Operation:
     """An operation as the API says it."""
     operation = operations_pb2.Operation(name=row.name, done=row.state != "running")
@@ -96,8 +104,7 @@ def operation_message(row: OperationRow) -> operations_pb2.Operation:
         )
     )
     if row.state == "succeeded":
-        result: message.Message = fit_result(row.result or {}) if row.kind == "fit" else cycle_result(row.result or {})
-        operation.response.Pack(result)
+        operation.response.Pack(_response(row.kind, row.result or {}))
     elif row.state == "failed":
         operation.error.CopyFrom(status_of(recorded_error(row.error or {})))
     elif row.state == "cancelled":

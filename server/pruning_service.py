@@ -9,12 +9,16 @@ from typing import Any
 import grpc.aio
 from google.longrunning import operations_pb2
 
-from detectors.errors import InvalidInputError
+from detectors.errors import InvalidInputError, NotFoundError
 from prunewatch.v1 import pruning_pb2 as pb
 from prunewatch.v1.pruning_pb2_grpc import PruningServiceServicer
+from pruning.frontier_facts import MOST_POINTS, POINTS
 from server.config import HUB, Budget
 from server.detectors_service import first_is_header, rest_is_points
+from server.frontier_messages import frontier_message
+from server.frontiers import StoredFrontier, read_frontier
 from server.interceptors import readable
+from server.jobs import parent_version
 from server.maintenance import Maintenance
 from server.messages import cycle_message
 from server.names import detector_id
@@ -66,6 +70,39 @@ class PruningServicer(PruningServiceServicer):
             raise first_is_header()
         return await self._prune(header.request, await asyncio.to_thread(receiver.finish))
 
+    async def BuildFrontier(self, request: pb.BuildFrontierRequest, context: Context) -> operations_pb2.Operation:
+        """Begins to build a frontier on the history."""
+        name, device_class, batch = self._asked(request)
+        if not 0 <= request.points <= MOST_POINTS:
+            raise InvalidInputError(
+                f"{request.points} is not between 1 and {MOST_POINTS}.", field="points", hint=f"0 means {POINTS}."
+            )
+        row = await self._maintenance.build_frontier(
+            name,
+            device_class,
+            batch=batch,
+            points=request.points or POINTS,
+            seed=request.seed if request.HasField("seed") else None,
+        )
+        return operation_message(row)
+
+    async def GetFrontier(self, request: pb.GetFrontierRequest, context: Context) -> pb.Frontier:
+        """The frontier of the parent that cycles of the class start from."""
+        name, device_class, batch = self._asked(request)
+
+        def read() -> StoredFrontier | None:
+            store = self._roster.store
+            return read_frontier(store.root, parent_version(store, name, device_class).parent_hash, batch)
+
+        stored = await asyncio.to_thread(read)
+        if stored is None:
+            raise NotFoundError(
+                f"there is no frontier of what {name!r} is pruned from on {device_class!r} at {batch} points a step.",
+                field="name",
+                hint="Build one: BuildFrontier, or `prunewatch frontier`.",
+            )
+        return frontier_message(stored.shown(name, device_class))
+
     async def ListCycles(self, request: pb.ListCyclesRequest, context: Context) -> pb.ListCyclesResponse:
         """A page of cycles, newest first."""
         name = detector_id(request.parent, "parent")
@@ -74,22 +111,35 @@ class PruningServicer(PruningServiceServicer):
         page, token = page_of(rows, request.page_size, request.page_token, lambda row: str(row.id))
         return pb.ListCyclesResponse(cycles=[cycle_message(row) for row in page], next_page_token=token)
 
-    async def _prune(self, request: pb.PruneRequest, upload: Upload | None) -> operations_pb2.Operation:
+    def _asked(self, request: pb.BuildFrontierRequest | pb.GetFrontierRequest) -> tuple[str, str, int]:
+        """Detector, device class and batch."""
         name = detector_id(request.name)
-        hosted = self._roster.host.get(name)
-        device_class = request.device_class or HUB
+        self._roster.host.get(name)
+        device_class = self._known_class(request.device_class)
+        _check_batch(request.batch, "batch")
+        return name, device_class, request.batch or self._roster.budget_of(device_class).batch
+
+    def _known_class(self, asked: str) -> str:
+        device_class = asked or HUB
         if device_class not in self._roster.settings.device_classes:
             raise InvalidInputError(
                 f"there is no device class {device_class[:80]!r}.",
                 field="device_class",
                 hint=f"The server knows: {', '.join(self._roster.settings.device_classes)}.",
             )
+        return device_class
+
+    async def _prune(self, request: pb.PruneRequest, upload: Upload | None) -> operations_pb2.Operation:
+        name = detector_id(request.name)
+        hosted = self._roster.host.get(name)
+        device_class = self._known_class(request.device_class)
         row = await self._maintenance.prune(
             name,
             device_class,
             self._budget(request, device_class),
             upload=None if upload is None else upload.in_order_of(hosted.features),
             dry_run=request.dry_run,
+            fresh=request.fresh,
             seed=request.seed if request.HasField("seed") else None,
         )
         return operation_message(row)
@@ -106,10 +156,7 @@ class PruningServicer(PruningServiceServicer):
                     field=f"budget.{LIMITS[key]}",
                     hint="Give more than 1." if key == "speedup" else "Give more than zero.",
                 )
-        if not 0 <= asked.batch <= LARGEST_BATCH:
-            raise InvalidInputError(
-                f"{asked.batch} points are no step.", field="budget.batch", hint=f"Give 1 to {LARGEST_BATCH}."
-            )
+        _check_batch(asked.batch, "budget.batch")
         batch = asked.batch or configured.batch
         budget = Budget(**limits, batch=batch) if limits else configured.model_copy(update={"batch": batch})
         if not budget.is_set:
@@ -119,3 +166,8 @@ class PruningServicer(PruningServiceServicer):
                 hint="Give at least one of p99_seconds, p50_seconds, speedup or size_bytes.",
             )
         return budget
+
+
+def _check_batch(batch: int, field: str) -> None:
+    if not 0 <= batch <= LARGEST_BATCH:
+        raise InvalidInputError(f"{batch} points are no step.", field=field, hint=f"Give 1 to {LARGEST_BATCH}.")

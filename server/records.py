@@ -103,7 +103,7 @@ class OperationRow:
 
     Attributes:
         name: `operations/{id}`.
-        kind: `fit` or `prune`.
+        kind: `fit`, `prune` or `frontier`.
         detector: The detector's name (the operation outlives it).
         state: Where it stands.
         stage: What it is doing.

@@ -4,6 +4,8 @@
 <root>/catalog.db       what exists (`server.catalog`)
 <root>/bundles/<hash>/  published files (`detectors.bundle`); a folder that the catalog does not name is not published
 <root>/history/<name>/  points kept for training (`server.history`)
+<root>/tables/          latency tables of cycles (`pruning.table`); they are measured again where they are gone
+<root>/frontiers/       children for budgets to come (`server.frontiers`); they are built again where they are gone
 <root>/staging/         whatever is only needed while somebody works on it; emptied on opening
 """
 
@@ -20,11 +22,13 @@ from detectors.bundle import Bundle, fsync_folder, read_bundle
 from detectors.errors import NotFoundError, PreconditionError, StoreInUseError
 from server.catalog import Catalog
 from server.config import load_detector_config
+from server.frontiers import delete_frontiers, sweep_frontiers
 from server.history import History
 
 CATALOG = "catalog.db"
 LOCK = "lock"
 BUNDLES = "bundles"
+TABLES = "tables"
 HISTORY = "history"
 STAGING = "staging"
 
@@ -113,6 +117,7 @@ class Store:
         """Forgets a detector and removes its files. After a crash in the middle it is gone, files may be left."""
         for bundle_hash in self.catalog.delete_detector(name):
             shutil.rmtree(self.bundle_folder(bundle_hash), ignore_errors=True)
+            delete_frontiers(self.root, bundle_hash)
         shutil.rmtree(self.root / HISTORY / name, ignore_errors=True)
 
 
@@ -161,3 +166,4 @@ def _sweep(root: Path) -> None:
     (root / STAGING).mkdir()
     for partial in (root / BUNDLES).glob(".*.partial"):
         shutil.rmtree(partial, ignore_errors=True)
+    sweep_frontiers(root, root / BUNDLES)

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,17 +22,22 @@ from typing import Any, TextIO
 import torch
 
 from detectors.bundle import WEIGHTS, Bundle, Lineage, read_bundle, write_bundle
-from detectors.errors import InvalidInputError, PrunewatchError
+from detectors.errors import CorruptBundleError, InvalidInputError, PreconditionError, PrunewatchError
 from detectors.training.export import to_bundle
 from detectors.training.fit import FitOptions, Progress, fit
-from detectors.training.fitted import ErrorOptions, Fitted, load
+from detectors.training.fitted import ErrorOptions, Fitted, load, save
 from detectors.training.stretches import Missing, Stretches
 from pruning.cycle import Candidate, CycleOptions, run_cycle
+from pruning.frontier import Frontier, FrontierOptions, build_frontier
 from pruning.gate import GateLimits, trimmed_error
+from pruning.gradual import fit_while_pruning
 from pruning.latency import measure
 from pruning.outcome import Budget, Sized
+from pruning.search import Floor
+from pruning.table import FolderTables
 from server.config import DEFAULT_BATCH
-from server.store import BUNDLES
+from server.frontiers import read_frontier, write_frontier
+from server.store import BUNDLES, TABLES
 from server.stretches import Stretch, read_stretches
 
 PARENT = "parent"
@@ -49,18 +55,18 @@ def run_job(job: Job, report: Progress) -> dict[str, Any]:
     """Runs a job of `server.jobs`.
 
     Args:
-        job: `fit` or `cycle`.
+        job: `fit`, `cycle` or `frontier`.
         report: Told the stage, the share of it that is done, and a message.
 
     Returns:
-        What `server.publish` takes, and what `prune --json` prints.
+        What `server.publish` takes, and what `prune --json` and `frontier --json` print.
 
     Raises:
         PrunewatchError: the job can not be done, for a reason that a user can mend.
     """
     torch.set_num_threads(max(1, int(job["threads"])))
     torch.set_flush_denormal(True)  # decaying LSTM cells reach subnormals, which cost a hundred cycles each
-    work = {"fit": _fit, "cycle": _cycle}[job["kind"]]
+    work = {"fit": _fit, "cycle": _cycle, "frontier": _frontier}[job["kind"]]
     return work(job, report)
 
 
@@ -68,18 +74,10 @@ def _fit(job: Job, report: Progress) -> dict[str, Any]:
     stretches = _points(job, job["features"], job["error"]["missing"])
     error = ErrorOptions(**job["error"])
     data = Stretches.of([stretch.values for stretch in stretches], missing=error.missing)
-    start = _load(job, job["start"]) if job.get("start") else None
-    fitted = fit(
-        job["network"],
-        data,
-        tuple(job["features"]),
-        seed=job["seed"],
-        options=job["options"],
-        how=FitOptions(**job["learning"]),
-        error=error,
-        start=start,
-        progress=report,
-    )
+    if job.get("budget"):
+        fitted, dense = _fit_while_pruning(job, data, error, report)
+    else:
+        fitted, dense = _fit_dense(job, data, error, report), None
     report("export", 0.0, "writing the bundle")
     lineage = _lineage("fit", stretches, job["seed"])
     bundle = to_bundle(fitted, detector=job["detector"], version=job["version"], device_class=PARENT, lineage=lineage)
@@ -95,7 +93,48 @@ def _fit(job: Job, report: Progress) -> dict[str, Any]:
         latency.p99_seconds,
         trimmed_error(fitted, data),
     )
-    return {"outcome": "adopted", "parent": asdict(parent), "rows": len(data)}
+    return {"outcome": "adopted", "parent": asdict(parent), "dense": dense, "rows": len(data)}
+
+
+def _fit_dense(job: Job, data: Stretches, error: ErrorOptions, report: Progress) -> Fitted:
+    return fit(
+        job["network"],
+        data,
+        tuple(job["features"]),
+        seed=job["seed"],
+        options=job["options"],
+        how=FitOptions(**job["learning"]),
+        error=error,
+        start=_load(job, job["start"]) if job.get("start") else None,
+        progress=report,
+    )
+
+
+def _fit_while_pruning(
+    job: Job, data: Stretches, error: ErrorOptions, report: Progress
+) -> tuple[Fitted, dict[str, Any]]:
+    """The narrow detector, and what it began as."""
+    budget = Budget(**job["budget"])
+    made = fit_while_pruning(
+        job["network"],
+        data,
+        tuple(job["features"]),
+        budget,
+        seed=job["seed"],
+        options=job["options"],
+        how=FitOptions(**job["learning"]),
+        error=error,
+        tables=FolderTables(Path(job["store"]) / TABLES),
+        progress=report,
+    )
+    if made.fitted is None:
+        assert isinstance(made.plan, Floor)
+        raise PreconditionError(
+            "the budget is below the floor of this network.",
+            field="budget",
+            hint=f"Best reachable: {made.plan.reachable(budget).said()}",
+        )
+    return made.fitted, {"units": made.dense_units, "p50_seconds": made.plan.dense.p50_seconds}
 
 
 def _cycle(job: Job, report: Progress) -> dict[str, Any]:
@@ -113,10 +152,45 @@ def _cycle(job: Job, report: Progress) -> dict[str, Any]:
             update_parent=job["update_parent"],
             dry_run=job["dry_run"],
             limits=GateLimits(**job["gate"]),
+            tables=FolderTables(Path(job["store"]) / TABLES),
+            frontier=None if job.get("fresh") else _kept_frontier(job, budget.batch),
         ),
         progress=report,
     )
     return _published(job, candidate, stretches, report)
+
+
+def _kept_frontier(job: Job, batch: int) -> Frontier | None:
+    """The frontier of the job's parent; None where there is none that can be used."""
+    stored = read_frontier(Path(job["store"]), job["parent"]["hash"], batch)
+    if stored is None:
+        return None
+    try:
+        return Frontier(stored.facts, tuple(load(weights) for weights in stored.weights))
+    except CorruptBundleError:
+        log.warning("the frontier of %s can not be read by this version and is not used", job["detector"])
+        return None
+
+
+def _frontier(job: Job, report: Progress) -> dict[str, Any]:
+    parent = _load(job, job["parent"]["hash"])
+    stretches = _points(job, parent.features, parent.how.missing)
+    built = build_frontier(
+        parent,
+        Stretches.of([stretch.values for stretch in stretches], missing=parent.how.missing),
+        batch=job["batch"],
+        points=job["points"],
+        options=FrontierOptions(
+            seed=job["seed"],
+            limits=GateLimits(**job["gate"]),
+            tables=FolderTables(Path(job["store"]) / TABLES),
+        ),
+        progress=report,
+    )
+    facts = replace(built.facts, parent=replace(built.facts.parent, **job["parent"]))
+    weights = [save(child) for child in built.children]
+    stored = write_frontier(Path(job["store"]), job["parent"]["hash"], facts, weights, time.time())
+    return stored.shown(job["detector"], job["device_class"])
 
 
 def _published(job: Job, candidate: Candidate, stretches: list[Stretch], report: Progress) -> dict[str, Any]:
@@ -137,7 +211,8 @@ def _published(job: Job, candidate: Candidate, stretches: list[Stretch], report:
             )
             _write(job, bundle)
             parent = replace(parent, hash=bundle.hash, version=job["version"], bytes=bundle.size)
-        lineage = _lineage("prune", stretches, job["seed"], parent=parent.hash).model_copy(
+        seed = (outcome.plan or {}).get("frontier", job)["seed"]
+        lineage = _lineage("prune", stretches, seed, parent=parent.hash).model_copy(
             update={"kept": candidate.kept, "criterion": candidate.criterion}
         )
         bundle = to_bundle(
@@ -150,7 +225,12 @@ def _published(job: Job, candidate: Candidate, stretches: list[Stretch], report:
         )
         _write(job, bundle)
         child = replace(child, hash=bundle.hash)
-    return {**replace(outcome, parent=parent, child=child).to_dict(), "version": child.version if child else None}
+    removal = None
+    if outcome.report is not None:
+        spans = {"data_rows", "data_first_stamp", "data_last_stamp"}
+        removal = {**outcome.report, "data": _lineage("prune", stretches, job["seed"]).model_dump(include=spans)}
+    made = replace(outcome, parent=parent, child=child, report=removal)
+    return {**made.to_dict(), "version": child.version if child else None}
 
 
 def _points(job: Job, features: Sequence[str], missing: Missing) -> list[Stretch]:

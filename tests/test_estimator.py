@@ -19,7 +19,9 @@ from sklearn.metrics import roc_auc_score
 from sklearn.utils import estimator_checks
 
 import detectors.training.estimator
+import pruning
 from detectors.bundle import read_bundle, write_bundle
+from detectors.errors import InvalidInputError
 from detectors.runtime import Runtime
 from detectors.training.estimator import PrunewatchDetector
 from detectors.training.fitted import load
@@ -385,6 +387,59 @@ def test_the_bundle_scores_as_the_estimator_does(fitted: PrunewatchDetector, tmp
     assert bundle.manifest.lineage.data_rows == TRAIN
     again = load(bundle.files["weights.safetensors"])
     assert np.array_equal(again.trace(X_TEST[None]).score[0, warm:], fitted.decision_function(X_TEST)[warm:])
+
+
+@pytest.mark.slow
+def test_the_estimator_is_pruned_by_the_library_call(fitted: PrunewatchDetector) -> None:
+    """A copy scores with the child, judged by its own threshold; the one that was given stays the parent's."""
+    before = fitted.decision_function(X_TEST)
+    wide = detector(options={"layers": 1, "width": 64}, updates=200).fit(X_TRAIN)
+
+    small = pruning.prune(wide, X_TRAIN, size_bytes=40_000)
+    floor = pruning.prune(fitted, X_TRAIN, speedup=1000)
+
+    assert isinstance(small, PrunewatchDetector)
+    assert small.outcome_.outcome == "adopted"
+    assert small.fitted_.network.units["layer0"] < 64
+    warm = small.fitted_.warm_up_points
+    assert small.threshold_ == pytest.approx(np.percentile(small.decision_scores_[warm:], 95))
+    assert np.array_equal(small.decision_function(X_TRAIN), small.decision_scores_)
+    assert small.bundle("pump").manifest.lineage.cause == "prune"
+    assert floor.outcome_.outcome == "rejected"
+    assert floor.fitted_ is fitted.fitted_
+    assert np.array_equal(floor.decision_function(X_TEST), before)
+    assert fitted.outcome_ is None
+    assert wide.fitted_.network.units["layer0"] == 64
+
+
+def test_a_copy_scores_with_another_detector(fitted: PrunewatchDetector) -> None:
+    """`scoring_with` is what pruning ends in: scores, threshold, labels and bundle are the other detector's."""
+    other = detector(updates=20, random_state=1).fit(X_TRAIN)
+    scores = fitted.decision_scores_.copy()
+
+    copied = fitted.scoring_with(other.fitted_, X_TRAIN, "said", kept={"layer0": [0, 2]}, criterion="taylor", seed=3)
+
+    assert np.array_equal(copied.decision_function(X_TEST), other.decision_function(X_TEST))
+    assert np.array_equal(copied.decision_scores_, other.decision_scores_)
+    assert np.array_equal(copied.labels_, other.labels_)
+    assert copied.threshold_ == other.threshold_
+    assert (copied.outcome_, fitted.outcome_) == ("said", None)
+    lineage = copied.bundle("pump").manifest.lineage
+    assert (lineage.cause, lineage.kept, lineage.seed, lineage.data_rows) == ("prune", {"layer0": [0, 2]}, 3, TRAIN)
+    assert np.array_equal(fitted.decision_scores_, scores)
+    assert fitted.bundle("pump").manifest.lineage.cause == "fit"
+    assert copied.fit(X_TRAIN).outcome_ is None
+
+
+def test_an_estimator_that_can_not_be_pruned_says_so() -> None:
+    """Not fitted, rows of another width, or no budget."""
+    with pytest.raises(InvalidInputError, match=r"not fitted.*`fit`"):
+        pruning.prune(detector(), X_TRAIN, speedup=2)
+    quick = detector(updates=20).fit(X_TRAIN)
+    with pytest.raises(ValueError, match="expecting 4 features"):
+        pruning.prune(quick, X_TRAIN[:, :2], speedup=2)
+    with pytest.raises(InvalidInputError, match="no budget"):
+        pruning.prune(quick, X_TRAIN)
 
 
 def test_the_example_in_the_documentation_is_true() -> None:

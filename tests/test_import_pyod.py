@@ -20,7 +20,7 @@ from pyod.models.vae import VAE
 from sklearn.ensemble import IsolationForest
 
 from detectors.bundle import Lineage, read_bundle, write_bundle
-from detectors.errors import InvalidInputError, PreconditionError
+from detectors.errors import InvalidInputError
 from detectors.runtime import Runtime
 from detectors.training.calibrate import Calibration
 from detectors.training.export import step_graph, to_bundle
@@ -200,16 +200,14 @@ def test_nothing_is_shared_and_nothing_is_drawn() -> None:
 
 
 def test_what_may_be_pruned() -> None:
-    """Hidden layers but the bottleneck; every layer of an LSTM; no trees."""
+    """Hidden layers but the bottleneck; every layer of an LSTM; trees."""
     units = {name: [group.name for group in prunable(import_pyod(trained(name)).network)] for name in MODELS}
 
     assert units["AutoEncoder"] == ["encoder0", "encoder1", "decoder0", "decoder1"]
     assert units["AutoEncoder one layer"] == []
     assert units["VAE"] == ["encoder0", "encoder1", "decoder0", "decoder1"]
     assert units["LSTMAD"] == ["layer0", "layer1"]
-    assert units["IForest"] == []
-    with pytest.raises(PreconditionError, match="isolation_forest"):
-        prune(import_pyod(trained("IForest")), TRAIN, speedup=2)
+    assert units["IForest"] == ["trees"]
 
 
 def pruned(imported: Fitted, rows: NDArray[np.floating]) -> Fitted:

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from fits import FOUR, fitted, machine
 from numpy.typing import NDArray
 from pyod.models.iforest import IForest
 from sklearn.ensemble import IsolationForest as Peer
+from strategies import assert_graph_is_network, forest, noise
 
-from detectors.errors import InvalidInputError, PreconditionError
+from detectors.errors import InvalidInputError
 from detectors.runtime import Runtime
 from detectors.training.calibrate import Scaler
 from detectors.training.export import step_graph
-from detectors.training.fit import FitOptions, fit
+from detectors.training.fit import FitOptions, chunks_over, fit
 from detectors.training.fitted import ErrorOptions, Fitted, load, save
 from detectors.training.graph import Graph
-from detectors.training.networks import Ensemble, IsolationForest
+from detectors.training.networks import Ensemble, IsolationForest, Network
 from detectors.training.networks.base import Normal
 from detectors.training.stretches import Stretches, Windows
-from pruning.cycle import prune
+from pruning.importance import Evidence, importance
+from pruning.repair import remove_and_repair
+from pruning.surgery import remove
 
 NAMES = tuple("abcdefgh")
 
@@ -314,10 +319,86 @@ def test_impossible_options_are_refused_by_name(options, field: str) -> None:
     assert error.value.field == field
 
 
-def test_a_forest_can_not_be_pruned_yet() -> None:
-    """It says so before anything is measured."""
-    with pytest.raises(PreconditionError, match="isolation_forest"):
-        prune(fitted("isolation_forest"), machine(600), speedup=2)
+def halved(detector: Fitted, criterion: str) -> tuple[Network, Network]:
+    """Half of the trees, taken out plainly; and with weights by least squares."""
+    network = detector.network
+    chunks = chunks_over(Stretches.of([rows(500, 3)]), detector.scaler, network, 0)
+    score = importance(criterion, Evidence(network, chunks, 0))["trees"]
+    keep = {"trees": score.topk(len(score) // 2).indices.sort().values}
+    return remove(network, keep), remove_and_repair(network, keep, chunks)
+
+
+@pytest.mark.parametrize("criterion", ["random", "taylor"])
+def test_least_squares_lets_the_kept_trees_speak_for_all(criterion: str) -> None:
+    """Half of them, weighed anew, come closer to the score of all than their plain mean."""
+    detector = fit("isolation_forest", Stretches.of([rows(500, 3)]), NAMES[:3], seed=0, options={"trees": 60})
+    points = detector.scaler(rows(400, 3, seed=7))
+    plain, repaired = halved(detector, criterion)
+    plain.weight.mul_(2)
+
+    wanted, mean, weighed = (parts(it, points).sum(axis=1) for it in (detector.network, plain, repaired))
+
+    assert repaired.units == {"trees": 30}
+    assert len(set(repaired.weight.flatten().tolist())) > 20
+    assert repaired.offset != 0
+    assert np.square(weighed - wanted).mean() < 0.85 * np.square(mean - wanted).mean()
+
+
+def test_trees_are_judged_by_how_they_agree_with_all() -> None:
+    """Whatever criterion is asked for: they have no gradients. Those that are chosen do better than any."""
+    detector = fit("isolation_forest", Stretches.of([rows(500, 3)]), NAMES[:3], seed=0, options={"trees": 60})
+    points = detector.scaler(rows(400, 3, seed=7))
+    wanted = parts(detector.network, points).sum(axis=1).argsort().argsort()
+
+    def agreement(criterion: str) -> float:
+        plain, _ = halved(detector, criterion)
+        return float(np.corrcoef(parts(plain, points).sum(axis=1).argsort().argsort(), wanted)[0, 1])
+
+    assert agreement("taylor") > max(agreement("random"), 0.97)
+
+
+@pytest.mark.parametrize("n_features", [1, 3])
+def test_the_graph_has_the_weights_and_the_offset(n_features: int) -> None:
+    """Weights that differ, an offset, fewer trees and a lower height: step by step what torch gives."""
+    network = forest(n_features, 3, 20, 64, 2).float()
+    keep = {"trees": torch.tensor([2, 3, 5, 8, 13])}
+    points = noise(4, 40, n_features, dtype=torch.float32)
+
+    for smaller in (network, remove(network, keep), remove(network, keep).pulled("depth", 4)):
+        assert_graph_is_network(smaller, points, near=1e-5)
+
+
+def test_features_share_as_the_trees_are_weighed() -> None:
+    """A tree of no weight has no part in what is said of a feature either."""
+    network = grown(2, trees=6)
+    one = remove(network, {"trees": torch.tensor([4])})
+    one.weight.fill_(1)
+    network.weight.zero_()
+    network.weight[4] = 1
+
+    np.testing.assert_allclose(parts(network, rows(50, 2)), parts(one, rows(50, 2)), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("ensemble", [False, True])
+def test_forests_of_older_stores_can_be_read(ensemble: bool) -> None:
+    """They know no weights and no height: all trees count alike, to their full height."""
+    options = {"members": "lstm,isolation_forest", "lstm.width": 8, "lstm.layers": 1} if ensemble else {}
+    kind = "ensemble" if ensemble else "isolation_forest"
+    detector = fit(kind, Stretches.of([machine(300)]), FOUR, seed=0, options=options, how=FitOptions(updates=5))
+    content = save(detector)
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["prunewatch"])
+    tensors = safetensors.numpy.load(content)
+    prefix = "network._members.isolation_forest." if ensemble else "network."
+    for name in ("weight", "offset"):
+        del tensors[prefix + name]
+    del header["options"]["isolation_forest.height" if ensemble else "height"]
+
+    old = load(safetensors.numpy.save(tensors, {"prunewatch": json.dumps(header)}))
+
+    raw = machine(200, seed=3)[None]
+    np.testing.assert_array_equal(old.trace(raw).score, detector.trace(raw).score)
+    assert save(old) == content
 
 
 @pytest.mark.slow

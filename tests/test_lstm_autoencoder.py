@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import onnxruntime
 import pytest
 import torch
-from fits import untrained
+from fits import FOUR, machine, untrained
 from strategies import noise, randomised
 from torch import Tensor, nn
 
 from detectors.runtime import VALUES, Runtime
 from detectors.training.export import step_graph
+from detectors.training.fit import FitOptions, chunks_over, fit
+from detectors.training.fitted import mean_square
 from detectors.training.graph import Graph
 from detectors.training.networks import LSTMAutoencoder
 from detectors.training.networks.base import Normal
-from detectors.training.stretches import Windows
-from pruning.repair import remove_and_repair
+from detectors.training.stretches import Stretches, Windows
+from pruning.importance import Evidence, importance
+from pruning.repair import activations, remove_and_repair, repair
 from pruning.surgery import remove
 
 BOTH = pytest.mark.parametrize("decoder_width", [None, 7], ids=["coupled", "both ways"])
@@ -145,6 +151,33 @@ def test_both_ways_the_kept_units_take_over_what_removed_ones_said() -> None:
     assert float(change) < 1e-3 * float(loss)
 
 
+@pytest.mark.parametrize("bidirectional", [0, 1], ids=["coupled", "both ways"])
+def test_repair_listens_to_each_voice(bidirectional: int) -> None:
+    """Encoder and decoder, or both directions, say different things: each reader is better off with what it hears."""
+    data = Stretches.of([machine(700)])
+    options = {"window": 8, "width": 16, "bidirectional": bidirectional}
+    detector = fit("lstm_autoencoder", data, FOUR, seed=0, options=options, how=FitOptions(updates=200))
+    network, fresh = detector.network, torch.from_numpy(detector.scaler(machine(300, seed=5)))[None]
+    seen = activations(network, chunks_over(data, detector.scaler, network, 0))
+    deaf = [
+        replace(group, consumers=tuple(replace(where, voices=()) for where in group.consumers))
+        for group in network.groups()
+    ]
+
+    def loss(groups, keep) -> float:
+        healed = copy.deepcopy(network)
+        repair(healed.state_dict(), groups, keep, seen)
+        with torch.no_grad():
+            smaller = remove(healed, keep)
+            return float(mean_square(smaller(fresh, smaller.fresh(1)).residual)[:, 7:].mean())
+
+    for seed in range(3):
+        scores = importance("random", Evidence(network, None, seed))
+        keep = {name: each.topk(12).indices.sort().values for name, each in scores.items()}
+
+        assert loss(network.groups(), keep) < 0.97 * loss(deaf, keep)
+
+
 @BOTH
 def test_activations_are_what_is_read(decoder_width) -> None:
     """The h of every step: the output layer over the decoder's gives the reconstruction, whatever the grouping."""
@@ -156,9 +189,13 @@ def test_activations_are_what_is_read(decoder_width) -> None:
     if decoder_width is None:
         assert out.activations["coupled"].shape == (2, 9, 9, 7)
         told = out.activations["coupled"][:, :, 4:]  # from the encoder's last h on
+        assert torch.equal(out.activations["coupled/encoder"], out.activations["coupled"][:, :, :5])
+        assert torch.equal(out.activations["coupled/decoder"], told[:, :, :-1])  # what a step has read
     else:
         assert out.activations["encoder"].shape == (2, 9, 5, 2, 7)
         told = out.activations["decoder"]
+        ways = [out.activations[f"encoder/{way}"] for way in ("forward", "backward")]
+        assert torch.equal(torch.stack(ways, dim=3), out.activations["encoder"])
         ends = out.activations["encoder"][:, :, [4, 0], [0, 1]]  # forward at the last point, backward at the first
         assert torch.allclose(network.bridge(ends.flatten(2))[..., :7], told[:, :, 0], rtol=0, atol=1e-12)
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from fits import FOUR, SMALL, machine, untrained, with_width
-from strategies import noise, randomised
+from strategies import noise, randomised, residual_graph
 
 from detectors.errors import InvalidInputError
-from detectors.runtime import VALUES, Runtime
+from detectors.runtime import Runtime
 from detectors.scorer import Scorer, Served, score_alone
 from detectors.stamps import Status
 from detectors.training.calibrate import Scaler
@@ -22,7 +22,6 @@ from detectors.training.error_forms import Robust
 from detectors.training.export import step_graph
 from detectors.training.fit import FitOptions, chunks_over, fit, training_loss
 from detectors.training.fitted import ErrorOptions, Fitted, Trace, load, member_errors, save
-from detectors.training.graph import Graph
 from detectors.training.networks import IMPORTED, KINDS, ConvAutoencoder, Network, network_class
 from detectors.training.networks.base import Normal
 from detectors.training.stretches import Stretches
@@ -220,7 +219,10 @@ def a_fresh_state_is_zeros(kind: str) -> None:
 
 @check
 def shapes_are_as_declared(kind: str) -> None:
-    """Residual [B, T, R, F]; activations [B, T, ..., H] for every group, H its width; a loss, if any, [B, T]."""
+    """Residual [B, T, R, F]; activations [B, T, ..., H] for every group, H its width; a loss, if any, [B, T].
+
+    So are the voices that slices name, beside them as `group/voice`.
+    """
     network = odd(kind)
 
     out = network(noise(2, 9, 3), network.fresh(2))
@@ -228,7 +230,9 @@ def shapes_are_as_declared(kind: str) -> None:
     assert tuple(out.residual.shape) == (2, 9, sum(member.positions for member in network.members.values()), 3)
     assert {name: (*values.shape[:2], values.shape[-1]) for name, values in out.activations.items()} == {
         name: (2, 9, width) for name, width in network.units.items()
-    }
+    } | {name: (2, 9, network.units[name.partition("/")[0]]) for name in out.activations if "/" in name}
+    heard = {voice for group in network.groups() for where in group.consumers for voice in where.voices}
+    assert heard <= out.activations.keys()
     assert out.loss is None or tuple(out.loss.shape) == (2, 9)
 
 
@@ -290,7 +294,7 @@ def building_again_gives_the_same_network(kind: str) -> None:
 
 @check
 def the_dense_parent_follows_its_options(kind: str) -> None:
-    """`width` is the width of every prunable group; without options the parent is generous.
+    """`width` is the width of every prunable group of units; without options the parent is generous.
 
     Sixty-four units at the least: what runs a recurrent layer over a whole window for each point begins narrower.
     """
@@ -298,7 +302,8 @@ def the_dense_parent_follows_its_options(kind: str) -> None:
         assert EVERY[kind].dense(2, {name: min(max(7, low), high)})
     small, default = EVERY[kind].dense(2, with_width(kind, 9)), EVERY[kind].dense(2, {})
 
-    assert all(group.width == 9 for group in small.groups() if not group.protected)
+    if EVERY[kind].learned_by_gradient:
+        assert all(group.width == 9 for group in small.groups() if not group.protected)
     assert all(group.width >= 64 for group in default.groups() if not group.protected)
 
 
@@ -356,7 +361,7 @@ def slices_cover_every_axis_that_has_units(kind: str) -> None:
 @check
 def activations_are_what_consumers_read(kind: str) -> None:
     """With every consumer of a group zeroed, its units have no effect: shifting what makes them changes nothing."""
-    needs_gradients(kind, "nothing reads a tree but the mean of all")
+    needs_gradients(kind, "its nodes are indices, nothing to shift")
     network = odd(kind)
     points = noise(1, 8, 3)
     for group in network.groups():
@@ -374,7 +379,6 @@ def activations_are_what_consumers_read(kind: str) -> None:
 @check
 def removing_nothing_changes_nothing(kind: str) -> None:
     """A keep-set of all units gives the same tensors, in a new network."""
-    needs_gradients(kind, "its trees are protected")
     network = odd(kind)
 
     same = remove(network, {})
@@ -387,7 +391,6 @@ def removing_nothing_changes_nothing(kind: str) -> None:
 @check
 def removing_is_masking(kind: str) -> None:
     """Half of each group taken out, in float64 over carried state: what zeroing all that reads it gives."""
-    needs_gradients(kind, "its trees are protected")
     network = odd(kind)
     points, keep = noise(2, 30, 3), halves(network)
 
@@ -403,7 +406,6 @@ def removing_is_masking(kind: str) -> None:
 @check
 def a_twin_takes_over_the_work_of_the_other(kind: str) -> None:
     """Of two units that always say the same one can go: least squares gives its work to the other in every consumer."""
-    needs_gradients(kind, "its trees are protected")
     units, options = ODD[kind]
     torch.manual_seed(3)
     network = EVERY[kind].build(3, units, options)
@@ -685,16 +687,6 @@ def the_graph_draws_the_network(kind: str) -> None:
 
         wanted = ((residual - center) * inverse).reshape(4, 60, size)
         np.testing.assert_allclose(np.stack(seen, axis=1), wanted, rtol=1e-5, atol=1e-5)
-
-
-def residual_graph(member: Network, scale: Normal) -> bytes:
-    """A graph that takes scaled points; its first state is the normalised residual of the step before."""
-    graph = Graph(member.n_features)
-    seen = graph.state("seen", (member.positions * member.n_features,))
-    z = member.draw(graph, VALUES, scale)
-    graph.carry(seen, z)
-    total = graph.op("ReduceSum", z, graph.const([1], np.int64), keepdims=0)
-    return graph.finish(total, graph.op("Identity", VALUES))
 
 
 @pytest.mark.parametrize("kind", EVERY)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -11,11 +13,11 @@ from torch import Tensor, nn
 
 from detectors.training.calibrate import Scaler
 from detectors.training.fit import chunks_over
-from detectors.training.fitted import mean_square
+from detectors.training.fitted import Fitted, mean_square
 from detectors.training.networks import GRU, LSTM, ConvAutoencoder, Group, Network, Slice
-from detectors.training.stretches import Stretches
+from detectors.training.stretches import Lanes, Stretches, Windows
 from pruning.importance import Evidence, importance
-from pruning.repair import CHUNKS, ROWS, activations, remove_and_repair, repair
+from pruning.repair import CHUNKS, ROWS, activations, regress, remove_and_repair, repair
 from pruning.surgery import remove
 
 WIDTHS = {"encoder0": 6, "bottleneck": 3, "decoder0": 6}
@@ -136,18 +138,109 @@ def test_units_that_speak_at_every_position_are_sampled() -> None:
     }
 
 
-@pytest.mark.parametrize("kind", ["gru", "conv_autoencoder"])
-def test_repair_beats_plain_removal(kind: str) -> None:
+TRAINED = 150  # updates: enough for units to matter differently
+PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+def chunks(network: Network, detector: Fitted, seed: int = 0) -> Lanes | Windows:
+    """Lanes or windows of points that the detector was fitted to."""
+    return chunks_over(Stretches.of([machine(700)]), detector.scaler, network, seed)
+
+
+def loss(network: Network, detector: Fitted) -> float:
+    """Mean squared residual on fresh points of the same machine, warm-up left out."""
+    points = torch.from_numpy(detector.scaler(machine(400, seed=5)))[None]
+    with torch.no_grad():
+        residual = network(points, network.fresh(1)).residual
+    return float(mean_square(residual)[:, network.warm_up_points :].mean())
+
+
+def halves(network: Network, seed: int) -> dict[str, torch.Tensor]:
+    """A random half of each prunable group."""
+    scores = importance("random", Evidence(network, None, seed))
+    return {name: values.topk(len(values) // 2).indices.sort().values for name, values in scores.items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "seed", "left"),
+    [
+        *((kind, seed, 0.6) for kind in ("lstm", "autoencoder") for seed in range(3)),
+        ("gru", 0, 0.5),
+        ("conv_autoencoder", 0, 0.5),
+    ],
+)
+def test_repair_beats_plain_removal(kind: str, seed: int, left: float) -> None:
     """At half the units, chosen blindly, least squares takes back most of what removal did."""
-    detector = fitted(kind, updates=60)
-    network, fresh = detector.network, torch.from_numpy(detector.scaler(machine(300, seed=5)))[None]
-    scores = importance("random", Evidence(network, None, 0))
-    keep = {name: values.topk(len(values) // 2).indices.sort().values for name, values in scores.items()}
+    detector = fitted(kind, updates=TRAINED if kind in {"lstm", "autoencoder"} else 60)
+    network = detector.network
+    keep = halves(network, seed)
+    dense, plain = loss(network, detector), loss(remove(network, keep), detector)
 
-    def loss(of: Network) -> float:
+    repaired = remove_and_repair(network, keep, chunks(network, detector))
+
+    assert {name: len(indices) for name, indices in keep.items()}.items() <= repaired.units.items()
+    assert loss(repaired, detector) - dense < left * (plain - dense)
+
+
+def test_a_duplicated_unit_is_reproduced() -> None:
+    """Where another unit says the same, taking one out costs next to nothing (what is left is the ridge)."""
+    detector = fitted("lstm", updates=TRAINED)
+    network = copy.deepcopy(detector.network)
+    tensors, width = network.state_dict(), 16
+    for name in PARTS:
+        tensor = tensors[f"layers.0.{name}_l0"]
+        for gate in range(4):
+            tensor[gate * width + 5] = tensor[gate * width + 2]
+    keep = {"layer0": torch.tensor([unit for unit in range(width) if unit != 5])}
+    points = torch.from_numpy(detector.scaler(machine(300, seed=8)))[None]
+
+    def residual(candidate: Network) -> torch.Tensor:
         with torch.no_grad():
-            return float(mean_square(of(fresh, of.fresh(1)).residual)[:, of.warm_up_points :].mean())
+            return candidate(points, candidate.fresh(1)).residual
 
-    healed = remove_and_repair(network, keep, chunks_over(Stretches.of([machine(700)]), detector.scaler, network, 0))
+    plain = (residual(remove(network, keep)) - residual(network)).square().mean()
+    left = (residual(remove_and_repair(network, keep, chunks(network, detector))) - residual(network)).square().mean()
 
-    assert loss(healed) - loss(network) < 0.5 * (loss(remove(network, keep)) - loss(network))
+    assert plain > 1e-4
+    assert left < 1e-3 * plain
+
+
+def test_a_constant_unit_moves_into_the_bias() -> None:
+    """Exactly: the intercept is not shrunk by the ridge."""
+    detector = fitted("autoencoder", updates=TRAINED)
+    network = copy.deepcopy(detector.network)
+    tensors = network.state_dict()
+    tensors["layers.encoder0.weight"][4] = 0
+    tensors["layers.encoder0.bias"][4] = 2.0
+    keep = {"encoder0": torch.tensor([unit for unit in range(16) if unit != 4])}
+    points = torch.from_numpy(detector.scaler(machine(100, seed=8)))[None]
+
+    repaired = remove_and_repair(network, keep, chunks(network, detector))
+
+    with torch.no_grad():
+        wanted, got = (each(points, each.fresh(1)).residual for each in (network, repaired))
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-4)
+
+
+def test_repair_leaves_the_network_alone_and_removes_nothing_by_itself() -> None:
+    """Surgery returns a new network; keeping all units changes no weight."""
+    detector = fitted("lstm", updates=TRAINED)
+    before = copy.deepcopy(detector.network.state_dict())
+
+    whole = remove_and_repair(detector.network, {}, chunks(detector.network, detector))
+    remove_and_repair(detector.network, halves(detector.network, 0), chunks(detector.network, detector))
+
+    for name, tensor in detector.network.state_dict().items():
+        assert torch.equal(tensor, before[name])
+        assert torch.equal(whole.state_dict()[name], tensor)
+
+
+def test_regression_finds_a_linear_map() -> None:
+    """Two units that are sums of others plus a constant."""
+    kept = noise(500, 3)
+    mapping = torch.tensor([[1.0, 0.0], [0.5, -2.0], [0.0, 1.0]], dtype=torch.float64)
+
+    found, constant = regress(kept, kept @ mapping + torch.tensor([3.0, -1.0], dtype=torch.float64))
+
+    torch.testing.assert_close(found, mapping, rtol=0, atol=0.01)
+    torch.testing.assert_close(constant, torch.tensor([3.0, -1.0], dtype=torch.float64), rtol=0, atol=0.01)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -9,119 +11,104 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import (
-    autoencoders,
-    conv_autoencoders,
+    NETWORKS,
+    assert_graph_is_network,
     cuts,
-    grus,
-    lstm_autoencoders,
-    lstms,
+    forest,
+    keeps,
+    may_leave,
     noise,
     randomised,
-    variational_autoencoders,
 )
 from torch import Tensor
 
 import pruning.groups
 from detectors.errors import InvalidInputError
-from detectors.training.networks import GRU, LSTM, Autoencoder, ConvAutoencoder, Network, Slice
+from detectors.training.networks import (
+    GRU,
+    LSTM,
+    Autoencoder,
+    ConvAutoencoder,
+    Ensemble,
+    LSTMAutoencoder,
+    Network,
+    Pass,
+    Slice,
+    VariationalAutoencoder,
+    WindowedLSTM,
+)
 from pruning.groups import Keep, dropped, expand
 from pruning.surgery import masked, remove
 
 EXACT = 1e-9
 SMALL = {"encoder0": 5, "bottleneck": 3, "decoder0": 5}
-drawn = settings(max_examples=200, deadline=None, derandomize=True)
-recurrent = st.one_of(lstms(), grus())
-networks = st.one_of(recurrent, autoencoders(), conv_autoencoders(), lstm_autoencoders(), variational_autoencoders())
+Rule = Callable[[Network, Keep, int, st.DataObject], None]
+EXAMPLES: dict[Rule, int] = {}
+"""Rules that every network keeps, and how many architectures of each kind are drawn for them."""
+LONG = 5  # times as many in the long suite
 
 
-def run(network: Network, points: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Residuals and last state over points [B, T, F], carried across a cut in the middle."""
+def drawn(examples: int) -> Callable[[Rule], Rule]:
+    """Puts a rule into the table."""
+
+    def put(rule: Rule) -> Rule:
+        EXAMPLES[rule] = examples
+        return rule
+
+    return put
+
+
+def hold(rule: Rule, kind: str, how: settings) -> None:
+    """Draws networks of a kind, units to keep and points, and holds the rule against them."""
+
+    @settings(how, deadline=None)
+    @given(cuts(NETWORKS[kind]), st.data())
+    def each(cut, data) -> None:
+        rule(*cut, data)
+
+    each()
+
+
+def run(network: Network, points: Tensor) -> Pass:
+    """What a network makes of points [B, T, F], carried across a cut in the middle, and its last state."""
     half = points.shape[1] // 2
     with torch.no_grad():
         first = network(points[:, :half], network.fresh(len(points)))
         second = network(points[:, half:], first.state)
-    return torch.cat([first.residual, second.residual], dim=1), second.state
+    said = {name: torch.cat([each, second.activations[name]], dim=1) for name, each in first.activations.items()}
+    return Pass(torch.cat([first.residual, second.residual], dim=1), second.state, said)
 
 
 def assert_removal_is_masking(network: Network, keep: Keep, seed: int = 0) -> None:
-    """The rule of surgery, over a sequence with carried state."""
+    """The rule of surgery, over a sequence with carried state: residuals, and whatever kept units say."""
     points = noise(2, 9, network.n_features, seed=seed)
     cut = remove(network, keep)
 
-    wanted, _ = run(masked(network, keep), points)
-    got, _ = run(cut, points)
+    wanted, got = run(masked(network, keep), points), run(cut, points)
 
-    assert got.shape == wanted.shape
-    assert float((got - wanted).abs().max()) <= EXACT
+    assert got.residual.shape == wanted.residual.shape
+    assert float((got.residual - wanted.residual).abs().max()) <= EXACT
+    assert got.activations.keys() == wanted.activations.keys()
+    for name, said in got.activations.items():
+        group = name.partition("/")[0]  # of a voice
+        kept = keep.get(group, torch.arange(network.units[group]))
+        assert float((said - wanted.activations[name][..., kept]).abs().max()) <= EXACT, name
     widths = {name: len(indices) for name, indices in keep.items()}
     assert cut.units == network.units | widths
 
 
-@drawn
-@given(cuts(lstms()))
-def test_removing_units_of_an_lstm_equals_zeroing_what_reads_them(cut) -> None:
-    """Whatever the widths, layers, features and keep-sets, in float64, over carried state."""
-    assert_removal_is_masking(*cut)
+# What every network keeps
 
 
-@drawn
-@given(cuts(autoencoders()))
-def test_removing_units_of_an_autoencoder_equals_zeroing_what_reads_them(cut) -> None:
-    """Whatever the window, widths, features and keep-sets, in float64, over carried state."""
-    assert_removal_is_masking(*cut)
+@drawn(200)
+def removing_units_equals_zeroing_what_reads_them(network, keep, seed, data) -> None:
+    """Whatever the sizes and keep-sets, in float64, over carried state."""
+    assert_removal_is_masking(network, keep, seed)
 
 
-@drawn
-@given(cuts(grus()))
-def test_removing_units_of_a_gru_equals_zeroing_what_reads_them(cut) -> None:
-    """Whatever the widths, layers, features and keep-sets, in float64, over carried state."""
-    assert_removal_is_masking(*cut)
-
-
-@drawn
-@given(cuts(conv_autoencoders()))
-def test_removing_filters_of_a_conv_autoencoder_equals_zeroing_what_reads_them(cut) -> None:
-    """Whatever the window, depth, filters, features and keep-sets, in float64, over carried state."""
-    assert_removal_is_masking(*cut)
-
-
-@drawn
-@given(cuts(lstm_autoencoders()))
-def test_removing_units_of_an_lstm_autoencoder_equals_zeroing_what_reads_them(cut) -> None:
-    """Coupled or both ways, whatever the window, widths, features and keep-sets, in float64, over carried state."""
-    assert_removal_is_masking(*cut)
-
-
-@drawn
-@given(cuts(variational_autoencoders()))
-def test_removing_units_of_a_variational_autoencoder_equals_zeroing_what_reads_them(cut) -> None:
-    """Whatever the window, widths, features and keep-sets, in float64, over carried state."""
-    assert_removal_is_masking(*cut)
-
-
-@drawn
-@given(cuts(recurrent))
-def test_state_of_surviving_units_is_what_it_was(cut) -> None:
-    """Carried state of the cut network is that of the kept units of the masked one: h of a layer, of an LSTM c too."""
-    network, keep, seed = cut
-    points = noise(2, 6, network.n_features, seed=seed)
-
-    _, wide = run(masked(network, keep), points)
-    _, narrow = run(remove(network, keep), points)
-
-    each = len(wide) // len(network.groups())
-    for i, group in enumerate(network.groups()):
-        kept = keep.get(group.name, torch.arange(group.width))
-        for part in range(i * each, (i + 1) * each):
-            assert torch.allclose(narrow[part], wide[part][:, kept], rtol=0, atol=EXACT)
-
-
-@settings(max_examples=50, deadline=None, derandomize=True)
-@given(cuts(networks))
-def test_removing_nothing_changes_nothing(cut) -> None:
+@drawn(20)
+def removing_nothing_changes_nothing(network, keep, seed, data) -> None:
     """A keep-set of all units gives the same tensors, in a new network."""
-    network, _, _ = cut
-
     same = remove(network, {})
 
     assert same is not network
@@ -131,56 +118,106 @@ def test_removing_nothing_changes_nothing(cut) -> None:
         assert same.state_dict()[name].data_ptr() != tensor.data_ptr()
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(cuts(networks))
-def test_every_tensor_shrinks_by_exactly_its_slices(cut) -> None:
+@drawn(20)
+def every_tensor_shrinks_by_exactly_its_slices(network, keep, seed, data) -> None:
     """Sizes follow from the declared slices and from nothing else."""
-    network, keep, _ = cut
     wanted = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
     for group in network.groups():
         gone = group.width - len(keep.get(group.name, range(group.width)))
         for where in (*group.own, *group.consumers):
-            wanted[where.tensor][where.axis] -= gone * where.blocks
+            wanted[where.tensor][where.axis] -= gone * where.blocks * where.inner
 
     smaller = remove(network, keep)
 
     assert {name: list(tensor.shape) for name, tensor in smaller.state_dict().items()} == wanted
-    assert smaller.parameters_count == sum(tensor.numel() for tensor in smaller.state_dict().values())
+    if not list(smaller.buffers()):  # a forest counts its nodes
+        assert smaller.parameters_count == sum(tensor.numel() for tensor in smaller.state_dict().values())
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(cuts(networks))
-def test_two_forwards_are_equal_and_the_input_stays_as_it_was(cut) -> None:
+@drawn(20)
+def two_forwards_are_equal_and_the_input_stays_as_it_was(network, keep, seed, data) -> None:
     """A mis-sliced LSTM may answer differently each time; and what serves is never touched."""
-    network, keep, seed = cut
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     points = noise(1, 8, network.n_features, seed=seed)
 
     smaller = remove(network, keep)
     masked(network, keep)
 
-    assert torch.equal(run(smaller, points)[0], run(smaller, points)[0])
+    assert torch.equal(run(smaller, points).residual, run(smaller, points).residual)
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, before[name])
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.data(), cuts(networks))
-def test_two_removals_are_one(data, cut) -> None:
-    """Cutting in stages gives the network that one cut with the joined keep-sets gives."""
-    network, first, _ = cut
-    halfway = remove(network, first)
-    second = {
-        group.name: torch.tensor(sorted(data.draw(st.sets(st.integers(0, group.width - 1), min_size=1))))
-        for group in halfway.groups()
-        if not group.protected
-    }
-    joined = {name: first.get(name, torch.arange(network.units[name]))[indices] for name, indices in second.items()}
+@drawn(30)
+def removals_in_any_order_are_one(network, keep, seed, data) -> None:
+    """One cut after the other, the other way round, and both at once give the same tensors."""
+    first, second, both = {}, {}, {}
+    other = data.draw(keeps(network))
+    for group in network.groups():
+        one, two = (kept.get(group.name, torch.arange(group.width)) for kept in (keep, other))
+        joined = one[torch.isin(one, two)]
+        if len(joined) and may_leave(group):
+            first[group.name], second[group.name], both[group.name] = one, two, joined
 
-    staged, direct = remove(halfway, second), remove(network, joined)
+    def staged(early: Keep, late: Keep) -> Network:
+        left = {name: torch.isin(units, late[name]).nonzero().flatten() for name, units in early.items()}
+        return remove(remove(network, early), left)
 
-    for name, tensor in direct.state_dict().items():
-        assert torch.equal(staged.state_dict()[name], tensor)
+    direct = remove(network, both)
+
+    for way in (staged(first, second), staged(second, first)):
+        assert way.units == direct.units
+        for name, tensor in direct.state_dict().items():
+            assert torch.equal(way.state_dict()[name], tensor)
+
+
+@drawn(8)
+def the_graph_is_the_network(network, keep, seed, data) -> None:
+    """What is cut is exported like any other, and gives in the runtime what it gives in torch, in float32."""
+    calm = copy.deepcopy(network)
+    with torch.no_grad():
+        for parameter in calm.parameters():
+            parameter.mul_(0.5)  # so that a recurrent network does not make much of a rounding
+
+    smaller = remove(calm, keep).float()
+
+    assert_graph_is_network(smaller, noise(2, 9, network.n_features, seed=seed, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("rule", EXAMPLES, ids=lambda rule: rule.__name__)
+def test_every_network_keeps_every_rule(rule: Rule, kind: str) -> None:
+    """The table above, for each kind: sizes, weights, keep-sets and points are drawn, the same ones each time."""
+    hold(rule, kind, settings(max_examples=EXAMPLES[rule], derandomize=True))
+
+
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("rule", EXAMPLES, ids=lambda rule: rule.__name__)
+def test_many_networks_keep_every_rule(rule: Rule, kind: str) -> None:
+    """The same for more architectures, other ones each time."""
+    hold(rule, kind, settings(max_examples=LONG * EXAMPLES[rule], database=None, print_blob=True))
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(cuts(st.one_of(NETWORKS["lstm"], NETWORKS["gru"])))
+def test_state_of_surviving_units_is_what_it_was(cut) -> None:
+    """Carried state of the cut network is that of the kept units of the masked one: h of a layer, of an LSTM c too."""
+    network, keep, seed = cut
+    points = noise(2, 6, network.n_features, seed=seed)
+
+    wide = run(masked(network, keep), points).state
+    narrow = run(remove(network, keep), points).state
+
+    each = len(wide) // len(network.groups())
+    for i, group in enumerate(network.groups()):
+        kept = keep.get(group.name, torch.arange(group.width))
+        for part in range(i * each, (i + 1) * each):
+            assert torch.allclose(narrow[part], wide[part][:, kept], rtol=0, atol=EXACT)
+
+
+# Keep-sets
 
 
 def test_the_network_keeps_its_type_of_number() -> None:
@@ -237,6 +274,24 @@ def test_expand_and_dropped_by_hand() -> None:
     assert dropped(torch.tensor([0, 2]), 5).tolist() == [1, 3, 4]
 
 
+DEEP = {"encoder0": 6, "encoder1": 5, "bottleneck": 3, "decoder0": 5, "decoder1": 6}
+FIXED: dict[str, Callable[[], Network]] = {
+    "lstm": lambda: randomised(LSTM(2, (6, 5)), 3),
+    "gru": lambda: randomised(GRU(2, (6, 5)), 3),
+    "autoencoder": lambda: randomised(Autoencoder(2, 4, DEEP), 3),
+    "conv_autoencoder": lambda: randomised(ConvAutoencoder(2, 9, DEEP), 3),
+    "coupled lstm_autoencoder": lambda: randomised(LSTMAutoencoder(2, 4, 5), 3),
+    "bidirectional lstm_autoencoder": lambda: randomised(LSTMAutoencoder(2, 4, 5, decoder_width=6), 3),
+    "variational_autoencoder": lambda: randomised(
+        VariationalAutoencoder(2, 4, {"encoder": 6, "latent": 4, "decoder": 5}), 3
+    ),
+    "isolation_forest": lambda: forest(2, 3, 6, 16, 3),
+    "windowed_lstm": lambda: randomised(WindowedLSTM(2, (6, 5), 3), 3),
+    "ensemble": lambda: Ensemble({"lstm": randomised(LSTM(2, (6, 5)), 3), "isolation_forest": forest(2, 1, 6, 16, 3)}),
+}
+GATED = ("lstm", "gru", "coupled lstm_autoencoder", "bidirectional lstm_autoencoder", "windowed_lstm")
+
+
 @pytest.mark.parametrize(
     "defect",
     [
@@ -247,16 +302,35 @@ def test_expand_and_dropped_by_hand() -> None:
     ],
     ids=["gates interleaved", "another unit in each gate"],
 )
-@pytest.mark.parametrize("kind", [LSTM, GRU])
-def test_the_property_catches_a_wrong_gate_layout(monkeypatch, kind, defect) -> None:
-    """The test above is worth something: a planted defect of the indexing, right in all shapes, makes it fail."""
-    network, keep = randomised(kind(2, (6, 5)), 3), {"layer0": torch.tensor([0, 2, 3]), "layer1": torch.tensor([1, 4])}
+@pytest.mark.parametrize("kind", GATED)
+def test_the_property_catches_a_wrong_gate_layout(monkeypatch, kind: str, defect) -> None:
+    """The rule above is worth something: a planted defect of the indexing, right in all shapes, makes it fail."""
+    network = FIXED[kind]()
+    keep = {group.name: torch.tensor([0, 2, 3]) for group in network.groups()}
     assert_removal_is_masking(network, keep)
 
     monkeypatch.setattr(pruning.groups, "expand", defect)
 
     with pytest.raises(AssertionError):
         assert_removal_is_masking(network, keep)
+
+
+@pytest.mark.parametrize("kind", FIXED)
+def test_the_property_catches_a_shift_in_any_slice(monkeypatch, kind: str) -> None:
+    """Of each slice in turn, of every group, the neighbours of the kept units are taken: all else is right."""
+    network, right = FIXED[kind](), pruning.groups.expand
+    for group in filter(may_leave, network.groups()):
+        keep = {group.name: dropped(torch.tensor([1]), group.width)}
+        assert_removal_is_masking(network, keep)
+        for planted in (*group.own, *group.consumers):
+
+            def shifted(units: Tensor, width: int, where: Slice, planted: Slice = planted) -> Tensor:
+                return right((units + 1) % width if where == planted else units, width, where)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(pruning.groups, "expand", shifted)
+                with pytest.raises(AssertionError):
+                    assert_removal_is_masking(network, keep)
 
 
 def test_the_property_catches_swapped_axes_of_a_transposed_convolution(monkeypatch) -> None:

@@ -11,9 +11,13 @@ from torch.distributions import Normal, kl_divergence
 
 from detectors.runtime import Runtime
 from detectors.training.export import step_graph
-from detectors.training.fit import training_loss
+from detectors.training.fit import FitOptions, chunks_over, fit, training_loss
 from detectors.training.networks import VariationalAutoencoder
 from detectors.training.networks.variational_autoencoder import BETA, LOG_VARIANCE, divergence
+from detectors.training.stretches import Stretches
+from pruning.groups import dropped
+from pruning.importance import idle
+from pruning.surgery import remove
 
 WIDTHS = {"encoder": 11, "latent": 3, "decoder": 7}
 
@@ -109,6 +113,44 @@ def test_the_latents_are_protected_and_few() -> None:
     assert [group.name for group in network().groups() if group.protected] == ["latent"]
     assert VariationalAutoencoder.dense(1, {"window": 8}).units["latent"] == 2
     assert VariationalAutoencoder.dense(3, {}).units == {"encoder": 256, "latent": 8, "decoder": 256}
+
+
+def test_the_divergence_of_each_latent_is_told() -> None:
+    """Beside the units' outputs, in nats; the loss is their sum."""
+    vae = network()
+
+    out = vae(noise(3, 8, 2), vae.fresh(3))
+
+    diverged = out.activations["latent/divergence"]
+    assert diverged.shape == (3, 8, 3)
+    assert torch.allclose(diverged.sum(dim=-1) * BETA / (5 * 2), out.loss, rtol=1e-12, atol=1e-12)
+
+
+def test_latents_that_the_fit_has_switched_off_can_leave() -> None:
+    """Sixteen latents for a sine, which has two: the others diverge by next to nothing, and nobody misses them."""
+    rng = np.random.default_rng(0)
+    rows = (np.sin(np.arange(900) / 5)[:, None] + 0.1 * rng.normal(size=(900, 1))).astype(np.float32)
+    data, options = Stretches.of([rows]), {"window": 8, "width": 32, "latent": 16}
+    how = FitOptions(updates=1200)
+    detector = fit("variational_autoencoder", data, ("level",), seed=0, options=options, how=how)
+    chunks = chunks_over(data, detector.scaler, detector.network, 0)
+    raw = rows[None].copy()
+    raw[:, 500:520] += 2
+
+    gone = idle(detector.network, chunks)["latent"]
+
+    used = dropped(gone, 16)
+    assert 2 <= len(used) < 8
+    score = detector.trace(raw).score
+    judged = np.isfinite(score)
+
+    def moved(keep: torch.Tensor) -> float:
+        smaller = detector.with_network(remove(detector.network, {"latent": keep}))
+        return float(np.abs(smaller.trace(raw).score - score)[judged].mean())
+
+    assert score[judged].max() > 5
+    assert moved(used) < 0.05
+    assert all(moved(dropped(used[i : i + 1], 16)) > 1 for i in range(2))
 
 
 @pytest.mark.parametrize("stride", [1, 3])

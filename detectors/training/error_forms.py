@@ -43,6 +43,11 @@ class ErrorForm(ABC):
             points: How many points they were taken from.
         """
 
+    def newest(self, positions: int) -> Self:
+        """The form of a shorter window: of its last positions."""
+        del positions
+        return self
+
     @property
     @abstractmethod
     def normal(self) -> Normal:
@@ -137,6 +142,11 @@ class Robust(ErrorForm):
         trust = points / (points + SHRINK_POINTS)
         shrunk = np.exp(trust * own + (1 - trust) * own.mean())
         return replace(self, center=center.astype(np.float32), scale=shrunk.astype(np.float32))
+
+    def newest(self, positions: int) -> Self:
+        """See `ErrorForm`; what is left of the weights sums to 1 again."""
+        weights = self.weights[-positions:]
+        return replace(self, weights=(weights / weights.sum()).astype(np.float32))
 
     @property
     def normal(self) -> Normal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Self
 
 import numpy as np
@@ -41,12 +42,13 @@ class PrunewatchDetector(BaseDetector):  # type: ignore[misc]  # PyOD has no typ
         random_state: A seed, a `numpy.random.RandomState`, or None for a random one.
 
     Attributes:
-        fitted_: The detector itself, to be pruned (`pruning.cycle.prune`) or exported.
+        fitted_: The detector itself, to be exported; `pruning.prune` takes the whole estimator.
         decision_scores_: [N], scores of the training rows.
         threshold_: Scores above it are anomalies: the quantile of training scores that `contamination` says.
         labels_: [N], 1 for anomalies among the training rows.
         n_features_in_: F.
         feature_names_in_: Where rows came with names.
+        outcome_: What came of pruning (`pruning.outcome.Outcome`); None where it was not pruned.
 
     >>> rows = np.sin(np.arange(600) / 5) + np.random.default_rng(0).normal(0, 0.1, 600)
     >>> detector = PrunewatchDetector(options={"layers": 1, "width": 8}, updates=50).fit(rows)
@@ -59,6 +61,7 @@ class PrunewatchDetector(BaseDetector):  # type: ignore[misc]  # PyOD has no typ
     decision_scores_: Float64
     threshold_: float
     labels_: NDArray[np.int64]
+    outcome_: Any = None
 
     def __init__(
         self,
@@ -101,7 +104,7 @@ class PrunewatchDetector(BaseDetector):  # type: ignore[misc]  # PyOD has no typ
         data = Stretches.of([rows], missing=self.missing)
         how = ErrorOptions(self.half_life, self.aggregate, self.missing)
         try:
-            self.fitted_ = fit(
+            fitted = fit(
                 self.network,
                 data,
                 features,
@@ -112,13 +115,8 @@ class PrunewatchDetector(BaseDetector):  # type: ignore[misc]  # PyOD has no typ
             )
         except InvalidInputError as error:
             raise ValueError(str(error)) from error
-        self._seed, self._rows_seen = int(seed), len(rows)
-        scores, there = self._scores(rows)
-        self.decision_scores_ = scores[there]
-        self._process_decision_scores()  # sets threshold_, labels_ and what predict_proba needs, from real scores only
-        labels = np.zeros(len(rows), int)
-        labels[there] = self.labels_
-        self.decision_scores_, self.labels_ = np.where(there, scores, self.threshold_), labels
+        self.outcome_ = None
+        self._take(fitted, rows, Lineage(cause="fit", seed=int(seed), data_rows=len(rows)))
         return self
 
     def decision_function(self, X: ArrayLike) -> Float64:  # noqa: N803
@@ -152,8 +150,46 @@ class PrunewatchDetector(BaseDetector):  # type: ignore[misc]  # PyOD has no typ
             device_class: What it is for.
         """
         check_is_fitted(self, "fitted_")
-        lineage = Lineage(cause="fit", seed=self._seed, data_rows=self._rows_seen)
-        return to_bundle(self.fitted_, detector=detector, version=version, device_class=device_class, lineage=lineage)
+        return to_bundle(
+            self.fitted_, detector=detector, version=version, device_class=device_class, lineage=self._lineage
+        )
+
+    def checked_rows(self, X: ArrayLike) -> FloatArray:  # noqa: N803
+        """Rows [N, F] as the estimator was fitted to, in float32.
+
+        Raises:
+            ValueError: other columns, or values that can not be.
+        """
+        check_is_fitted(self, "fitted_")
+        return self._rows(X, reset=False)
+
+    def scoring_with(self, fitted: Fitted, X: ArrayLike, outcome: Any = None, **lineage: Any) -> Self:  # noqa: N803
+        """A copy with another detector of the same features inside, as `pruning.prune` makes it.
+
+        Args:
+            fitted: The other detector, or the same one: then the copy scores as this estimator does.
+            X: Rows that the copy takes `decision_scores_`, `threshold_` and `labels_` from, with another detector.
+            outcome: What came of pruning.
+            lineage: Where the other detector comes from, for its bundle: `kept`, `criterion`, `seed`.
+        """
+        rows = self.checked_rows(X)
+        other = copy.copy(self)
+        other.outcome_ = outcome
+        if fitted is not self.fitted_:
+            other._take(  # noqa: SLF001  (a copy of this one)
+                fitted, rows, Lineage(cause="prune", data_rows=len(rows), **lineage)
+            )
+        return other
+
+    def _take(self, fitted: Fitted, rows: FloatArray, lineage: Lineage) -> None:
+        """Takes a detector in: scores of training rows, and the threshold and labels that follow from them."""
+        self.fitted_, self._lineage = fitted, lineage
+        scores, there = self._scores(rows)
+        self.decision_scores_ = scores[there]
+        self._process_decision_scores()  # sets threshold_, labels_ and what predict_proba needs, from real scores only
+        labels = np.zeros(len(rows), int)
+        labels[there] = self.labels_
+        self.decision_scores_, self.labels_ = np.where(there, scores, self.threshold_), labels
 
     def _rows(self, data: ArrayLike, *, reset: bool) -> FloatArray:
         """Checked rows [N, F]; `reset` learns their number and names of features."""

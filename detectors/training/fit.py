@@ -122,38 +122,84 @@ def fit(
         InvalidInputError: too few usable rows, an unknown network or option, or a `start` of another shape.
     """
     how, error = how or FitOptions(), error or ErrorOptions()
-    torch_class = network_class(kind)
-    if data.parts and data.n_features != len(features):
-        raise InvalidInputError(f"rows have {data.n_features} values for {len(features)} features.", field="features")
     with seeded(seed):
-        if start is None:
-            network = torch_class.dense(len(features), torch_class.checked_options(options or {}))
-        else:
-            network = started(kind, len(features), options or {}, start)
+        begun = begin(kind, data, features, options=options, error=error, start=start)
+        if start is not None:
             how = replace(how, learning_rate=how.learning_rate * WARM_START, decays=0)
-        warm = warm_up(network, error)
-        longest = Stretches(tuple(sorted(data.parts, key=len)[-1:]))
-        longest.require(warm + MINIMUM_ROWS * network.stride, f"a {kind} detector")
-        data = data.longer_than(network.warm_up_points)
-        training, held_out = data.split(HELD_OUT, context=warm)
-        training = training.longer_than(network.blind_points + 1)
-        if not training.parts:
-            training = data
-        held_out = usable(held_out, data, warm, network.stride)
-        scaler = Scaler.fit(training.rows)
+        network = begun.network
         turns = len(network.members)
         for i, member in enumerate(network.members.values()):
             told = partly(progress, i, turns)
             if member.learned_by_gradient:
 
                 def looked(done: float, turn: int = i) -> None:
-                    look((turn + done) / turns, lambda: calibrated(network, features, scaler, held_out, error))
+                    look((turn + done) / turns, lambda: begun.calibrated(network))
 
-                train(member, training, held_out, scaler, how, seed, told, looked)
+                train(member, begun.training, begun.held_out, begun.scaler, how, seed, told, looked)
             else:
-                member.grow(training, scaler, seed)
+                member.grow(begun.training, begun.scaler, seed)
     progress("calibrate", 0.0, "fitting the score scale on held-out points")
-    return calibrated(network, features, scaler, held_out, error, seen=training, trim=how.contamination)
+    return begun.finished(network, how.contamination)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A fit before its first step.
+
+    Attributes:
+        network: With the weights it begins with.
+        features: F names.
+        training: Points to learn from.
+        held_out: Later ones, for early stopping and calibration.
+        scaler: Of the inputs.
+        error: How residuals become one error.
+    """
+
+    network: Network
+    features: tuple[str, ...]
+    training: Stretches
+    held_out: Stretches
+    scaler: Scaler
+    error: ErrorOptions
+
+    def calibrated(self, network: Network) -> Fitted:
+        """A detector of the network as it now is."""
+        return calibrated(network, self.features, self.scaler, self.held_out, self.error)
+
+    def finished(self, network: Network, contamination: float) -> Fitted:
+        """The detector: errors of the points that were learned from count where they are larger."""
+        return calibrated(
+            network, self.features, self.scaler, self.held_out, self.error, seen=self.training, trim=contamination
+        )
+
+
+def begin(
+    kind: str,
+    data: Stretches,
+    features: tuple[str, ...],
+    *,
+    options: Options | None = None,
+    error: ErrorOptions | None = None,
+    start: Fitted | None = None,
+) -> Begun:
+    """Splits and scales the points, and makes the network; arguments and errors as of `fit`."""
+    error, torch_class = error or ErrorOptions(), network_class(kind)
+    if data.parts and data.n_features != len(features):
+        raise InvalidInputError(f"rows have {data.n_features} values for {len(features)} features.", field="features")
+    if start is None:
+        network = torch_class.dense(len(features), torch_class.checked_options(options or {}))
+    else:
+        network = started(kind, len(features), options or {}, start)
+    warm = warm_up(network, error)
+    longest = Stretches(tuple(sorted(data.parts, key=len)[-1:]))
+    longest.require(warm + MINIMUM_ROWS * network.stride, f"a {kind} detector")
+    data = data.longer_than(network.warm_up_points)
+    training, held_out = data.split(HELD_OUT, context=warm)
+    training = training.longer_than(network.blind_points + 1)
+    if not training.parts:
+        training = data
+    held_out = usable(held_out, data, warm, network.stride)
+    return Begun(network, features, training, held_out, Scaler.fit(training.rows), error)
 
 
 def started(kind: str, n_features: int, options: Options, start: Fitted) -> Network:

@@ -114,8 +114,12 @@ class Fitted:
         return calibrated(self.network, self.features, self.scaler, stretches, self.how, forms, seen=seen)
 
     def with_network(self, network: Network) -> Fitted:
-        """The same statistics around another network (until it is recalibrated)."""
-        return replace(self, network=network)
+        """The same statistics around another network (until it is recalibrated), which may see a shorter window."""
+        views = tuple(
+            replace(view, form=view.form.newest(member.positions))
+            for view, member in zip(self.views, network.members.values(), strict=True)
+        )
+        return replace(self, network=network, views=views)
 
     def _judged(self, errors: Sequence[FloatArray], start: int) -> Trace:
         """Contributions [B, t, F] of each member -> the detector's trace."""

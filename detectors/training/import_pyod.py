@@ -50,7 +50,7 @@ def import_pyod(detector: Any, features: Sequence[str] | None = None, normal: Ar
 
     `AutoEncoder` and `VAE` judge a row by itself; their columns become the features (a window of rows that was laid out
     as columns counts as one point). `LSTMAD` predicts a row from the `window_size` rows before it and costs that many
-    steps a point. `IForest` has no units to prune.
+    steps a point. The units of an `IForest` are its trees.
 
     A `VAE` draws its latent at random when it scores, so its scores differ from call to call. Here the latent is its
     mean: `model.decode(mu)`. Give `normal` for it, lest the scale of scores be that of the noisy ones.

@@ -48,6 +48,25 @@ class Trees(NamedTuple):
         )
         return Trees(column, threshold, below, expected)
 
+    def cut(self, height: int) -> Trees:
+        """The same down to a depth: splits there become leaves, and what lay below them is gone.
+
+        Args:
+            height: Splits above a leaf at the most.
+        """
+        reached = np.zeros(self.column.shape, bool)
+        leaf = self.below[..., 0] == np.arange(self.column.shape[1])
+        for level in self.levels(height):
+            reached[level.tree, level.node] = True
+        leaf[level.tree, level.node] = True  # the last level
+        number = reached.cumsum(axis=1, dtype=np.int32) - 1  # what a node will be called
+        led = number[np.arange(len(number))[:, None, None], self.below]
+        below = np.where(leaf[..., None], number[..., None], led)
+        whole = self._replace(
+            column=np.where(leaf, 0, self.column), threshold=np.where(leaf, 0, self.threshold), below=below
+        )
+        return Trees.joined([Trees(*(array[i, kept][None] for array in whole)) for i, kept in enumerate(reached)])
+
     def levels(self, height: int) -> Iterator[Nodes]:
         """The roots, then the nodes below them, and so on down to `height`; both children of a split side by side."""
         tree, node = np.arange(len(self.column)), np.zeros(len(self.column), np.int64)

@@ -31,6 +31,7 @@ from prunewatch.replies import (
     cycle_json,
     detector_json,
     failed_message,
+    frontier_json,
     result_json,
     scores_of,
     service_error,
@@ -349,6 +350,7 @@ class Client:
         batch: int | None = None,
         device_class: str = "hub",
         dry_run: bool = False,
+        fresh: bool = False,
         seed: int | None = None,
         features: Sequence[str] | None = None,
         stamps: ArrayLike | None = None,
@@ -357,13 +359,13 @@ class Client:
         """Begins a cycle; returns the operation's name.
 
         Without any limit the device class's budget holds. With `features`, `stamps` and `values` the cycle runs on
-        these points instead of those the service has seen.
+        these points instead of those the service has seen; `fresh` does not pick from a frontier.
         """
         budget = pruning_pb2.Budget(
             p99_seconds=p99_seconds, p50_seconds=p50_seconds, speedup=speedup, size_bytes=size_bytes, batch=batch or 0
         )
         request = pruning_pb2.PruneRequest(
-            name=_name(detector), device_class=device_class, budget=budget, dry_run=dry_run, seed=seed
+            name=_name(detector), device_class=device_class, budget=budget, dry_run=dry_run, seed=seed, fresh=fresh
         )
         if features is None or stamps is None or values is None:
             with _errors():
@@ -378,14 +380,47 @@ class Client:
         with _errors():
             return str((await self._pruning.PruneFromUpload(messages())).name)
 
+    async def build_frontier(
+        self,
+        detector: str,
+        *,
+        device_class: str = "hub",
+        batch: int | None = None,
+        points: int | None = None,
+        seed: int | None = None,
+    ) -> str:
+        """Begins to build the frontier of a detector's parent; returns the operation's name.
+
+        Args:
+            detector: Its name.
+            device_class: The class whose cycles will pick from it.
+            batch: Points a step; None: what the service says of the device class.
+            points: Children to build.
+            seed: Of every random draw.
+        """
+        request = pruning_pb2.BuildFrontierRequest(
+            name=_name(detector), device_class=device_class, batch=batch or 0, points=points or 0, seed=seed
+        )
+        with _errors():
+            return str((await self._pruning.BuildFrontier(request)).name)
+
+    async def frontier(self, detector: str, *, device_class: str = "hub", batch: int | None = None) -> dict[str, Any]:
+        """The frontier that was built last, as `prunewatch frontier --json` prints it; `NOT_FOUND`: there is none."""
+        request = pruning_pb2.GetFrontierRequest(name=_name(detector), device_class=device_class, batch=batch or 0)
+        with _errors():
+            return frontier_json(await self._pruning.GetFrontier(request))
+
     async def cycles(self, detector: str) -> Any:
         """The last cycles of a detector, newest first."""
         with _errors():
             page = await self._pruning.ListCycles(pruning_pb2.ListCyclesRequest(parent=_name(detector)))
         return [
             {
+                "id": int(it.name.rpartition("/")[2]),
                 "device_class": it.device_class,
                 "trigger": it.trigger,
+                "started_seconds": it.start_time.seconds + it.start_time.nanos / 1e9,
+                "ended_seconds": it.end_time.seconds + it.end_time.nanos / 1e9 if it.HasField("end_time") else None,
                 "outcome": it.outcome,
                 "reason": it.reason,
                 "result": cycle_json(it.result) if it.HasField("result") else None,
@@ -394,7 +429,7 @@ class Client:
         ]
 
     async def wait_operation(self, name: str, on_progress: Progress | None = None) -> dict[str, Any]:
-        """Waits until a fit or cycle has ended; returns its result as the command line prints it.
+        """Waits until a fit, cycle or frontier has ended; returns its result as the command line prints it.
 
         Raises:
             ServiceError: it failed or was cancelled.

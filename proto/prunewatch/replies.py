@@ -192,15 +192,18 @@ def version_json(message: detectors_pb2.Version) -> dict[str, Any]:
 
 def result_json(operation: operations_pb2.Operation) -> dict[str, Any]:
     """The result of an operation as the command line prints it."""
-    fit, cycle = detectors_pb2.FitResult(), pruning_pb2.CycleResult()
+    fit, cycle, frontier = detectors_pb2.FitResult(), pruning_pb2.CycleResult(), pruning_pb2.Frontier()
     if operation.response.Unpack(fit):
         return {"outcome": "adopted", "parent": _made_json(fit.parent), "rows": fit.rows}
+    if operation.response.Unpack(frontier):
+        return frontier_json(frontier)
     operation.response.Unpack(cycle)
     return cycle_json(cycle)
 
 
 def cycle_json(cycle: pruning_pb2.CycleResult) -> dict[str, Any]:
-    """The result of a cycle as `prunewatch prune --json` prints it."""
+    """The result of a cycle as `prunewatch prune --json` prints it; `stages` come with the report."""
+    report = _struct_json(cycle.report) if cycle.HasField("report") else None
     return {
         "outcome": cycle.outcome,
         "reason": cycle.reason,
@@ -208,7 +211,37 @@ def cycle_json(cycle: pruning_pb2.CycleResult) -> dict[str, Any]:
         "parent": _made_json(cycle.parent) if cycle.HasField("parent") else None,
         "child": _made_json(cycle.child) if cycle.HasField("child") else None,
         "gate": _struct_json(cycle.gate) if cycle.HasField("gate") else None,
+        "stages": report.pop("stages", {}) if report else {},
+        "plan": _struct_json(cycle.plan) if cycle.HasField("plan") else None,
+        "report": report,
         "version": cycle.child.version or None,
+    }
+
+
+def frontier_json(message: pruning_pb2.Frontier) -> dict[str, Any]:
+    """A frontier as `prunewatch frontier --json` prints it."""
+    return {
+        "name": message.name.rpartition("/")[2],
+        "device_class": message.device_class,
+        "batch": message.batch,
+        "created_seconds": message.create_time.seconds + message.create_time.nanos / 1e9,
+        "parent": _made_json(message.parent),
+        "points": [
+            {
+                "units": {count.group: count.units for count in it.units},
+                "structure": it.structure,
+                "parameters": it.parameters,
+                "bytes": it.bytes,
+                "p50_seconds": it.p50_seconds,
+                "p99_seconds": it.p99_seconds,
+                "speedup": it.speedup,
+                "error_ratio": it.error_ratio,
+                "agreement": it.agreement,
+                "injected_change": it.injected_change,
+                "on_front": it.on_front,
+            }
+            for it in message.points
+        ],
     }
 
 

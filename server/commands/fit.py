@@ -12,9 +12,14 @@ from detectors.errors import InvalidInputError, NotFoundError
 from server.commands.options import (
     ConfigOption,
     NameArgument,
+    P50Option,
+    P99Option,
     SeedOption,
     ServerOption,
+    SizeOption,
+    SpeedupOption,
     StoreOption,
+    asked_budget,
     require_hub,
     store_path,
 )
@@ -23,6 +28,7 @@ from server.commands.tables import console, units_text
 from server.config import (
     DEFAULT_BATCH,
     HUB,
+    Budget,
     NetworkKind,
     Settings,
     check_detector_name,
@@ -45,6 +51,13 @@ FromOption = Annotated[
         show_default=False,
     ),
 ]
+PruneOption = Annotated[
+    bool,
+    typer.Option(
+        "--prune-while-fitting",
+        help="Take units out while it learns, until a step meets the budget given with it; no dense parent is kept.",
+    ),
+]
 
 
 def fit(
@@ -61,6 +74,11 @@ def fit(
     ] = None,
     network: NetworkOption = None,
     start: FromOption = None,
+    prune_while_fitting: PruneOption = False,
+    p99: P99Option = None,
+    p50: P50Option = None,
+    speedup: SpeedupOption = None,
+    size: SizeOption = None,
     store: StoreOption = None,
     server: ServerOption = None,
     seed: SeedOption = None,
@@ -75,20 +93,49 @@ def fit(
         prunewatch fit pump --data train.csv
         prunewatch fit pump --data train.csv --network autoencoder --server 127.0.0.1:8001
         prunewatch fit pump2 --data pump2.csv --from pump
+        prunewatch fit pump --data train.csv --prune-while-fitting --speedup 4
         prunewatch fit pump --from-stream 5000 --server 127.0.0.1:8001
     """
     check_detector_name(name)
     root, settings = store_path(store, server), load_settings(config) if config else None
     wanted = configured(name, settings, network, seed)
+    batch = settings.device_classes[HUB].batch if settings else DEFAULT_BATCH
+    limits = (p99, p50, speedup, size)
+    budget = asked_budget(*limits, batch) if prune_while_fitting else None
+    _check_together(limits, budget, data=data, start=start, server=server)
     if data is not None and from_stream is None:
-        batch = settings.device_classes[HUB].batch if settings else DEFAULT_BATCH
-        _fit(root, server, name, read_csv(data), wanted, batch=batch, start=start)
+        _fit(root, server, name, read_csv(data), wanted, batch=batch, start=start, budget=budget)
     elif from_stream is not None and data is None:
         if start is not None:
             raise InvalidInputError("is for fits on a file.", field="--from", hint="Give --data.")
         _learn_from_stream(server, name, from_stream, wanted)
     else:
         raise InvalidInputError("give one of the two.", field="--data, --from-stream")
+
+
+def _check_together(
+    limits: tuple[float | None, ...],
+    budget: Budget | None,
+    *,
+    data: Path | None,
+    start: str | None,
+    server: str | None,
+) -> None:
+    """Options that only go with others."""
+    if budget is None:
+        if any(limit is not None for limit in limits):
+            raise InvalidInputError(
+                "a fit has no budget.",
+                field="--p99, --p50, --speedup, --size",
+                hint="Add --prune-while-fitting, or fit first and prune then.",
+            )
+        return
+    if data is None or start is not None or server is not None:
+        raise InvalidInputError(
+            "works on a file and a store: it does not go with --from-stream, --from or --server.",
+            field="--prune-while-fitting",
+            hint="Give --data alone; on a server, fit first and prune then.",
+        )
 
 
 def _fit(
@@ -100,6 +147,7 @@ def _fit(
     *,
     batch: int,
     start: str | None,
+    budget: Budget | None,
 ) -> None:
     table, left_out = table.in_time_order(keep_repeated=wanted.get("duplicate") == "score" and server is None)
     if left_out:
@@ -108,12 +156,17 @@ def _fit(
         )
     with progress() as report:
         if server is None:
-            result = fit_in_store(root, name, table, wanted, batch=batch, report=report, start=start)
+            result = fit_in_store(root, name, table, wanted, batch=batch, report=report, start=start, budget=budget)
         else:
             from server.commands import remote
 
             result = remote.ask(server, lambda client: remote.fit(client, name, table, wanted, report, start))
     parent = result["parent"]
+    if dense := result.get("dense"):
+        console().print(
+            f"pruned while fitting: {units_text(dense['units'])} -> {units_text(parent['units'])}, "
+            f"{dense['p50_seconds'] / parent['p50_seconds']:.1f} times as fast at {batch} points a step"
+        )
     console().print(
         f"{name} version {parent['version']} fitted on {result['rows']:,} points: {units_text(parent['units'])}, "
         f"{parent['parameters']:,} parameters, {format_size(parent['bytes'])}"
@@ -150,6 +203,7 @@ def fit_in_store(
     batch: int,
     report: Report,
     start: str | None = None,
+    budget: Budget | None = None,
 ) -> dict[str, Any]:
     """Fits in this process and publishes; a fit that fails leaves no trace."""
     require_hub("torch", "onnx", "safetensors", "sqlalchemy", "pyarrow")
@@ -169,6 +223,8 @@ def fit_in_store(
         version = catalog.next_version(name) if known else 1
         begin = start_hash(store, start) if start else None
         job = fit_job(store, name, config, features, [segment], version=version, batch=batch, start=begin)
+        if budget is not None:
+            job["budget"] = budget.for_trainer()
         from server.trainer import run_job  # torch takes a second: everything above is told without it
 
         result: dict[str, Any] = run_job(job, report)

@@ -8,11 +8,27 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
+from pydantic import ValidationError
 
 from detectors.errors import InvalidInputError, MissingExtraError
-from server.config import load_settings
+from server.complaints import as_input_error
+from server.config import Budget, load_settings
+from server.quantities import parse_duration, parse_size
 
 Value = TypeVar("Value")
+
+
+def quantity(parse: Callable[[str], Value]) -> Callable[[str], Value]:
+    """Makes a parser of durations or sizes explain itself on the command line."""
+
+    def parsed(text: str) -> Value:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise typer.BadParameter(f"{error}.") from error
+
+    return parsed
+
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The detector.", show_default=False)]
 StoreOption = Annotated[
@@ -42,6 +58,48 @@ SeedOption = Annotated[
 ConfigOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Settings in YAML; see `prunewatch validate`.", show_default=False)
 ]
+P99Option = Annotated[
+    float | None,
+    typer.Option(
+        parser=quantity(parse_duration),
+        metavar="TIME",
+        help="99th percentile of a step, e.g. 2ms.",
+        show_default=False,
+    ),
+]
+P50Option = Annotated[
+    float | None,
+    typer.Option(
+        parser=quantity(parse_duration), metavar="TIME", help="Median of a step, e.g. 1ms.", show_default=False
+    ),
+]
+SpeedupOption = Annotated[
+    float | None,
+    typer.Option(min=1, metavar="X", help="Median of a step, as the parent's divided by X.", show_default=False),
+]
+SizeOption = Annotated[
+    int | None,
+    typer.Option(
+        parser=quantity(parse_size), metavar="SIZE", help="Bytes of the step graph, e.g. 64KiB.", show_default=False
+    ),
+]
+
+
+def asked_budget(p99: float | None, p50: float | None, speedup: float | None, size: int | None, batch: int) -> Budget:
+    """The budget that a command line asks for.
+
+    Raises:
+        InvalidInputError: it is none.
+    """
+    try:
+        budget = Budget(p99=p99, p50=p50, speedup=speedup, size=size, batch=batch)
+    except ValidationError as error:
+        raise as_input_error(error, Budget) from error
+    if not budget.is_set:
+        raise InvalidInputError(
+            "no budget is given.", field="--p99, --p50, --speedup, --size", hint="Give at least one, e.g. --speedup 4."
+        )
+    return budget
 
 
 def store_path(store: Path | None, server: str | None = None) -> Path:
@@ -53,18 +111,6 @@ def store_path(store: Path | None, server: str | None = None) -> Path:
     if store is not None and server is not None:
         raise InvalidInputError("name either a store or a server.", field="--store, --server")
     return store or load_settings().store
-
-
-def quantity(parse: Callable[[str], Value]) -> Callable[[str], Value]:
-    """Makes a parser of durations or sizes explain itself on the command line."""
-
-    def parsed(text: str) -> Value:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise typer.BadParameter(f"{error}.") from error
-
-    return parsed
 
 
 def require_hub(*modules: str) -> None:

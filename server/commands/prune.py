@@ -23,7 +23,7 @@ from server.commands.options import (
     store_path,
 )
 from server.commands.progress import Report, progress
-from server.commands.tables import before_and_after, console, duration_text, units_text
+from server.commands.tables import before_and_after, console, duration_text, plan_table, plan_text, units_text
 from server.complaints import as_input_error
 from server.config import DEFAULT_BATCH, HUB, Budget, load_detector_config
 from server.csv_input import Table, read_csv
@@ -43,6 +43,7 @@ class Asked:
     table: Table | None
     dry_run: bool
     seed: int | None
+    fresh: bool = False
 
 
 def prune(
@@ -91,6 +92,9 @@ def prune(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be cut, and how fast it would be.")
     ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Do not pick from a frontier (`prunewatch frontier`), run a whole cycle.")
+    ] = False,
     seed: SeedOption = None,
     store: StoreOption = None,
     server: ServerOption = None,
@@ -117,7 +121,7 @@ def prune(
             "no budget is given.", field="--p99, --p50, --speedup, --size", hint="Give at least one, e.g. --speedup 4."
         )
     table = read_csv(data).in_time_order()[0] if data else None
-    asked = Asked(name, device_class, budget, table, dry_run, seed)
+    asked = Asked(name, device_class, budget, table, dry_run, seed, fresh)
     with progress() as report:
         if server is None:
             result = prune_in_store(root, asked, report)
@@ -137,7 +141,12 @@ def _print(name: str, result: dict[str, Any]) -> None:
     out = console()
     version = f" as version {result['child']['version']}" if result["outcome"] == "adopted" else ""
     out.print(f"{name}: {result['outcome']}{version}. {result['reason']}".rstrip(), markup=False)
+    if result["outcome"] == "adopted" and (place := (result.get("plan") or {}).get("frontier")):
+        out.print(f"Picked from the frontier: child {place['point']} of {place['points']}.", markup=False)
     out.print(before_and_after(result))
+    if result["outcome"] == "planned" and result.get("plan"):
+        out.print(plan_table(result["plan"]))
+        out.print(plan_text(result), markup=False)
     if best := result.get("best_reachable"):
         out.print(
             f"Best reachable: p50 {duration_text(best['p50_seconds'])}, p99 {duration_text(best['p99_seconds'])}, "
@@ -176,6 +185,7 @@ def prune_in_store(root: Path, asked: Asked, report: Report) -> dict[str, Any]:
             history=history,
             update_parent=newer,
             dry_run=asked.dry_run,
+            fresh=asked.fresh,
             seed=asked.seed,
         )
         from server.trainer import run_job  # torch takes a second: everything above is told without it

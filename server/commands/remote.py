@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from detectors.errors import AlreadyExistsError, InvalidInputError, PreconditionError, PrunewatchError
 from prunewatch.client import Batch, Client, ServiceError
 from server.commands.anomalies import Wanted, described
+from server.commands.frontier import Sought
 from server.commands.progress import Report
 from server.commands.prune import Asked
+from server.commands.report import choose, reported
 from server.config import Every, load_detector_config, split_address
 from server.csv_input import Table, joined
 from server.quantities import parse_duration
@@ -216,7 +218,37 @@ async def prune(client: Client, asked: Asked, batch: int | None, report: Report)
     if (table := asked.table) is not None:
         points = {"features": table.features, "stamps": table.stamps, "values": table.values}
     operation = await client.prune(
-        asked.name, **limits, **points, device_class=asked.device_class, dry_run=asked.dry_run, seed=asked.seed
+        asked.name,
+        **limits,
+        **points,
+        device_class=asked.device_class,
+        dry_run=asked.dry_run,
+        fresh=asked.fresh,
+        seed=asked.seed,
+    )
+    return await _wait(client, operation, report)
+
+
+async def report(client: Client, name: str, device_class: str, cycle: int | None) -> dict[str, Any]:
+    """The report of a cycle that the server has in its book; see `server.commands.report.report_in_store`."""
+    time = (await client.get(name))["time"]
+    return reported(name, time, choose(name, await client.cycles(name), device_class, cycle), {})
+
+
+async def frontier(client: Client, sought: Sought, report: Report) -> dict[str, Any]:
+    """The frontier that the server has, or the one that it builds when it has none."""
+    if not sought.rebuild:
+        try:
+            return await client.frontier(sought.name, device_class=sought.device_class, batch=sought.batch)
+        except ServiceError as error:
+            if error.code != "NOT_FOUND":
+                raise
+    operation = await client.build_frontier(
+        sought.name,
+        device_class=sought.device_class,
+        batch=sought.batch,
+        points=sought.points,
+        seed=sought.seed,
     )
     return await _wait(client, operation, report)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -119,3 +119,110 @@ def printable(name: str) -> str:
 def _measured_text(measured: Mapping[str, Any]) -> str:
     times = f"{duration_text(measured['p50_seconds'])} / {duration_text(measured['p99_seconds'])}"
     return f"{times} ({measured['device_class']} {measured['batch']})"
+
+
+def plan_table(plan: Mapping[str, Any]) -> Table:
+    """What was chosen, group by group, with the rise of the loss that is to be expected before training."""
+    table = Table("group", "units before -> after", "rise of the loss before training")
+    for group, it in plan["groups"].items():
+        table.add_row(group, f"{it['before']} -> {it['after']}", f"{it['damage']:+.1%}")
+    if structure := structure_text(plan):
+        apart = plan["damage"] - sum(it["damage"] for it in plan["groups"].values())
+        table.add_row("structure", structure, f"{apart:+.1%}")
+    return table
+
+
+def structure_text(plan: Mapping[str, Any]) -> str:
+    """Layers bypassed and levers pulled by a plan; empty: none.
+
+    >>> structure_text({"without": ["layer1"], "levers": {"window": 25}})
+    'without layer1, window 25'
+    """
+    return ", ".join([*(f"without {it}" for it in plan["without"]), *(f"{k} {v}" for k, v in plan["levers"].items())])
+
+
+def plan_text(result: Mapping[str, Any]) -> str:
+    """Stages of a plan, and the time of a step before and after."""
+    plan, times = result["plan"], [duration_text(result[role]["p50_seconds"]) for role in ("parent", "child")]
+    stages = ", then ".join(units_text(units) for units in plan["stages"])
+    return (
+        f"Stages: {stages}; {plan['updates']} updates. p50 {times[0]} -> {times[1]}. "
+        f"Loss before training {plan['damage']:+.1%}."
+    )
+
+
+def removed_table(removed: Sequence[Mapping[str, Any]]) -> Table:
+    """Units that are gone: the most important ones of each group, the others summed up."""
+    table = Table("group", "unit", "importance", "mean output", "said by kept units (R²)", "responds to")
+    for group in removed:
+        by = f", by {group['criterion']}" if group["criterion"] else ""
+        label = f"{group['group']}: {group['before']} -> {group['after']}, {group['how']}{by}"
+        share = f"{group['share']:.1%} in all" if group["removed"] else ""
+        table.add_row(Text(label), "", share, "", "", "")
+        for unit in group["units"]:
+            closest = ", ".join(_response_text(it) for it in unit["responds_to"])
+            table.add_row("", str(unit["unit"]), *_unit_texts(unit), Text(printable(closest)))
+        if rest := group["rest"]:
+            table.add_row("", f"{rest['units']} others", *_unit_texts(rest), "")
+    return table
+
+
+def _unit_texts(unit: Mapping[str, Any]) -> tuple[str, str, str]:
+    return f"{unit['share']:.1%}", f"{unit['mean_output']:.3g}", f"{unit['explained']:.2f}"
+
+
+def _response_text(response: Mapping[str, Any]) -> str:
+    of = "" if response["of"] == "value" else f" ({response['of']})"
+    return f"{response['feature']}{of} {response['correlation']:+.2f}"
+
+
+def levers_text(levers: Iterable[Mapping[str, Any]]) -> str:
+    """Levers that were pulled.
+
+    >>> levers_text([{"lever": "window", "before": 50, "after": 25}])
+    'window 50 -> 25'
+    """
+    return ", ".join(f"{it['lever']} {it['before']} -> {it['after']}" for it in levers)
+
+
+def costs_table(described: Mapping[str, Any]) -> Table:
+    """What each group cost and costs, and the whole network."""
+    table = Table("group", "parameters", "bytes", "MACs", "time of a step (groups: beyond their narrowest)")
+    cost, parent, child = described["cost"], described["parent"], described["child"]
+    for it in cost["groups"]:
+        times = _change(it["step_seconds"], format_duration) if it["step_seconds"] else "-"
+        sizes = (_change(it["parameters"], "{:,}".format), _change(it["bytes"], format_size))
+        table.add_row(it["group"], *sizes, "", times)
+    table.add_row(
+        "all",
+        _change(cost["parameters"], "{:,}".format),
+        _change({"before": parent["bytes"], "after": child["bytes"]}, format_size),
+        _change(cost["macs"], "{:,}".format),
+        _change({"before": parent["p50_seconds"], "after": child["p50_seconds"]}, format_duration),
+    )
+    return table
+
+
+def _change(values: Mapping[str, Any], text: Callable[[Any], str]) -> str:
+    return f"{text(values['before'])} -> {text(values['after'])}"
+
+
+def gate_table(gate: Mapping[str, Any]) -> Table:
+    """Checks of the gate with values and limits."""
+    table = Table("check", "value", "limit", "passed", "what it says")
+    for name, check in gate.get("checks", {}).items():
+        text = format_duration if name.startswith("latency") else format_size if name == "size" else "{:.3g}".format
+        passed = "yes" if check["passed"] else "no"
+        table.add_row(name, text(check["value"]), text(check["limit"]), passed, Text(check["detail"]))
+    return table
+
+
+def sensors_table(sensors: Mapping[str, Any]) -> Table:
+    """What the child would find without each sensor, as changes of average precision."""
+    table = Table("sensor", "without it: all anomalies", "those that are not on it", "could go, together")
+    for it in sensors["features"]:
+        elsewhere = "-" if it["change_elsewhere"] is None else f"{it['change_elsewhere']:+.3f}"
+        table.add_row(
+            Text(printable(it["feature"])), f"{it['change']:+.3f}", elsewhere, "perhaps" if it["suggested"] else ""
+        )
+    return table

@@ -14,21 +14,23 @@ from detectors.training.graph import Graph
 from detectors.training.networks.base import (
     DEFAULT_WINDOW,
     Group,
+    Network,
     Normal,
     Options,
     Pass,
     Slice,
     TensorState,
-    WindowNetwork,
+    fold,
     linear,
     weight,
 )
+from detectors.training.networks.reconstruction import Reconstruction, newest
 
 ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
 IN_GRAPH = {"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid"}
 
 
-class Autoencoder(WindowNetwork):
+class Autoencoder(Reconstruction):
     """window -> encoder -> bottleneck -> decoder -> window, an activation after each hidden layer but the bottleneck.
 
     The bottleneck is protected: it decides what the detector can fail to reconstruct.
@@ -99,11 +101,6 @@ class Autoencoder(WindowNetwork):
         return cls(n_features, window, widths, stride=int(options.get("stride", 1)))
 
     @property
-    def positions(self) -> int:
-        """Every point of the window."""
-        return self.window
-
-    @property
     def options(self) -> dict[str, int | float | str | bool]:
         """Window, stride and activations."""
         return {
@@ -119,7 +116,7 @@ class Autoencoder(WindowNetwork):
         return sum(layer.weight.numel() for layer in self.layers.values() if isinstance(layer, nn.Linear))
 
     def groups(self) -> tuple[Group, ...]:
-        """Rows of one layer, columns of the next."""
+        """Rows of one layer, columns of the next. Any hidden layer but the first and the bottleneck may be bypassed."""
         return tuple(
             Group(
                 name,
@@ -127,9 +124,25 @@ class Autoencoder(WindowNetwork):
                 (Slice(f"layers.{name}.weight", 0), Slice(f"layers.{name}.bias", 0)),
                 (Slice(f"layers.{reader}.weight", 1, bias=f"layers.{reader}.bias"),),
                 protected=name == "bottleneck",
+                reads=None if name == "bottleneck" else read,
             )
-            for name, reader in pairwise((*self.names, "output"))
+            for read, name, reader in zip((None, *self.names), self.names, (*self.names[1:], "output"), strict=False)
         )
+
+    def without(self, group: str, mapping: Tensor, constant: Tensor) -> Network:
+        """See `Network.without`; the other layers keep their names."""
+        if all(it.reads is None for it in self.groups() if it.name == group):
+            return super().without(group, mapping, constant)
+        reader = (*self.names, "output")[self.names.index(group) + 1]
+        tensors = dict(self.state_dict())
+        fold(tensors, f"layers.{reader}.weight", f"layers.{reader}.bias", mapping, constant)
+        left = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"layers.{group}.")}
+        units = {name: width for name, width in self.units.items() if name != group}
+        return self.rebuilt(units, self.options, left)
+
+    def tensors_over(self, window: int) -> dict[str, Tensor]:
+        """See `Reconstruction.tensors_over`."""
+        return newest(self.state_dict(), window * self.n_features, f"layers.{self.names[0]}", "layers.output")
 
     def forward(self, points: Tensor, state: TensorState) -> Pass:
         """Residual of point t: the window that ends at t minus its reconstruction."""

@@ -85,6 +85,15 @@ class Lever:
     value: int
     smallest: int
 
+    def require(self, value: int) -> None:
+        """Refuses what it can not be pulled to.
+
+        Raises:
+            InvalidInputError: smaller than `smallest`, or larger than it is.
+        """
+        if not self.smallest <= value <= self.value:
+            raise InvalidInputError(f"must be from {self.smallest} to {self.value}.", field=self.name)
+
 
 class Normal(NamedTuple):
     """Normalised residual = (residual - center) * inverse, by feature [F]."""
@@ -266,6 +275,13 @@ class Network(nn.Module, ABC):
         """A network of this kind and these options with other widths and fresh weights."""
         return type(self).build(self.n_features, {**self.units, **units}, self.options)
 
+    def rebuilt(self, units: Mapping[str, int], options: Options, tensors: Mapping[str, Tensor]) -> Self:
+        """A network of this kind of other sizes that holds the given tensors, copied."""
+        made = type(self).build(self.n_features, units, options)
+        made.to(next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()))
+        made.load_state_dict(tensors)
+        return made
+
 
 DEFAULT_WINDOW = 50
 """Points, of every window network: the field's usual choice (PyOD's LSTMAD, TSB-AD)."""
@@ -312,6 +328,21 @@ MANY_FEATURES = 8
 def generous_width(n_features: int) -> int:
     """Units a layer of a dense recurrent parent: twice as many buy nothing on narrow series, and quadruple the cost."""
     return 128 if n_features > MANY_FEATURES else 64
+
+
+def fold(tensors: dict[str, Tensor], weight: str, bias: str, mapping: Tensor, constant: Tensor) -> None:
+    """Lets a reader of H units read the I units that they are a linear map of; its two tensors are replaced.
+
+    Args:
+        tensors: Of a network.
+        weight: Name of the reader's weight, [out, H].
+        bias: Name of its bias, [out].
+        mapping: [I, H].
+        constant: [H].
+    """
+    read = tensors[weight]
+    tensors[weight] = read @ mapping.T
+    tensors[bias] = tensors[bias] + read @ constant
 
 
 def weight(module: nn.Module, name: str) -> Tensor:

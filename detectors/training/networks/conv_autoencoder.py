@@ -20,16 +20,16 @@ from detectors.training.networks.base import (
     Pass,
     Slice,
     TensorState,
-    WindowNetwork,
     weight,
 )
+from detectors.training.networks.reconstruction import Reconstruction
 
 KERNEL = 5  # taps; odd, so that a position of the halved window lies over the middle of its taps
 PADDING = KERNEL // 2
 HALVING = 2  # each layer down halves the window, rounded up
 
 
-class ConvAutoencoder(WindowNetwork):
+class ConvAutoencoder(Reconstruction):
     """window -> convolutions down -> bottleneck -> transposed convolutions up -> window, over time.
 
     Every layer down, the bottleneck included, takes L positions to L' = ceil(L / 2); its mirror image takes them back
@@ -93,11 +93,6 @@ class ConvAutoencoder(WindowNetwork):
             **{f"decoder{i}": width for i in depth},
         }
         return cls(n_features, int(options.get("window", DEFAULT_WINDOW)), widths, stride=int(options.get("stride", 1)))
-
-    @property
-    def positions(self) -> int:
-        """Every point of the window."""
-        return self.window
 
     @property
     def options(self) -> dict[str, int | float | str | bool]:

@@ -6,6 +6,7 @@ network that reconstructs windows fail differently: slow level shifts are predic
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar, Self
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from detectors.errors import InvalidInputError
 from detectors.training.graph import Graph
 from detectors.training.networks.autoencoder import Autoencoder
-from detectors.training.networks.base import Group, Network, Normal, Options, Pass, Slice, TensorState
+from detectors.training.networks.base import Group, Lever, Network, Normal, Options, Pass, Slice, TensorState
 from detectors.training.networks.lstm import LSTM
 
 SINGLE: dict[str, type[Network]] = {}
@@ -121,12 +122,37 @@ class Ensemble(Network):
             replace(
                 group,
                 name=f"{name}.{group.name}",
+                reads=None if group.reads is None else f"{name}.{group.reads}",
                 own=tuple(_moved(where, name) for where in group.own),
                 consumers=tuple(_moved(where, name) for where in group.consumers),
             )
             for name, member in self.members.items()
             for group in member.groups()
         )
+
+    def levers(self) -> tuple[Lever, ...]:
+        """Of all members."""
+        return tuple(
+            replace(lever, name=f"{name}.{lever.name}")
+            for name, member in self.members.items()
+            for lever in member.levers()
+        )
+
+    def pulled(self, lever: str, value: int) -> Self:
+        """See `Network.pulled`; the other members stay as they are."""
+        name, _, own = lever.partition(".")
+        return type(self)(self._copied({name: self.members[name].pulled(own, value)}))
+
+    def without(self, group: str, mapping: Tensor, constant: Tensor) -> Network:
+        """See `Network.without`; the other members stay as they are."""
+        name, _, own = group.partition(".")
+        return type(self)(self._copied({name: self.members[name].without(own, mapping, constant)}))
+
+    def _copied(self, changed: Mapping[str, Network]) -> dict[str, Network]:
+        """The members, those that were changed in place of what they were, the others as copies."""
+        return {
+            name: changed[name] if name in changed else copy.deepcopy(member) for name, member in self.members.items()
+        }
 
     def with_members(self, members: Mapping[str, Network]) -> Network:
         """The same around other members."""
@@ -166,4 +192,9 @@ def _of(mapping: Mapping[str, int] | Options, name: str) -> dict[str, int]:
 
 def _moved(where: Slice, name: str) -> Slice:
     prefix = f"_members.{name}."
-    return replace(where, tensor=prefix + where.tensor, bias=None if where.bias is None else prefix + where.bias)
+    return replace(
+        where,
+        tensor=prefix + where.tensor,
+        bias=None if where.bias is None else prefix + where.bias,
+        voices=tuple(f"{name}.{voice}" for voice in where.voices),
+    )

@@ -5,6 +5,9 @@ s = 2^(-mean path / c(samples)), where a path is the depth of a leaf plus c(poin
 c(n) the mean path in a binary search tree of n points. Spread over features it becomes contributions: what a split
 takes off the path that was expected before counts for the split's feature (Saabas 2014, "Interpreting random forests";
 expected by the points of training), over all trees and over all columns of the window that belong to the feature.
+
+The mean is a weighted sum, at first of equal weights: when trees leave, least squares can let the others speak for
+them (`pruning.repair`). A forest can also be cut at a depth, where nodes know the path that is to be expected of them.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from torch import Tensor
 
 from detectors.training.calibrate import Scaler
 from detectors.training.graph import Graph
-from detectors.training.networks.base import Group, Normal, Options, Pass, Slice, TensorState, WindowNetwork
+from detectors.training.networks.base import Group, Lever, Normal, Options, Pass, Slice, TensorState, WindowNetwork
 from detectors.training.stretches import Stretches, Windows
 from detectors.training.trees import Trees, isolation_tree
 
@@ -33,13 +36,14 @@ class IsolationForest(WindowNetwork):
     """Trees over the flattened window, oldest point first, in scaled units.
 
     Its residual is the square root of each feature's part of the score s (0 to 1), so that its squares sum to s. The
-    trees are buffers: the arrays of `detectors.training.trees.Trees`.
+    trees are buffers: the arrays of `detectors.training.trees.Trees`; so are the weights of their paths.
 
     Args:
         n_features: F.
         window: W, points.
         trees: Number of trees.
         samples: Windows that a tree is grown from.
+        height: Splits above a leaf at the most; None: as deep as those of so many points are on average.
         nodes: Of the largest tree; None: as many as there can be.
         stride: Score every so many points.
     """
@@ -56,6 +60,8 @@ class IsolationForest(WindowNetwork):
     threshold: Tensor  # [trees, nodes]
     below: Tensor  # [trees, nodes, 2], int32
     expected: Tensor  # [trees, nodes]
+    weight: Tensor  # [trees, 1]
+    offset: Tensor  # [1]
 
     def __init__(
         self,
@@ -64,11 +70,13 @@ class IsolationForest(WindowNetwork):
         trees: int,
         *,
         samples: int = SAMPLES,
+        height: int | None = None,
         nodes: int | None = None,
         stride: int = 1,
     ) -> None:
         super().__init__()
         self.n_features, self.window, self.stride, self.samples = n_features, window, stride, samples
+        self.height = math.ceil(math.log2(max(samples, 2))) if height is None else height
         size = (trees, nodes or 2 * samples - 1)
         # Until it has grown: balanced trees with random splits.
         node = torch.arange(size[1])[:, None]
@@ -77,6 +85,8 @@ class IsolationForest(WindowNetwork):
         self.register_buffer("threshold", torch.randn(size))
         self.register_buffer("below", below.to(torch.int32).contiguous())
         self.register_buffer("expected", torch.rand(size) + 0.5)
+        self.register_buffer("weight", torch.full((trees, 1), 1 / trees))
+        self.register_buffer("offset", torch.zeros(1))
 
     @classmethod
     def build(cls, n_features: int, units: Mapping[str, int], options: Options) -> Self:
@@ -86,6 +96,7 @@ class IsolationForest(WindowNetwork):
             int(options["window"]),
             units["trees"],
             samples=int(options["samples"]),
+            height=int(options["height"]) if "height" in options else None,
             nodes=int(options["nodes"]),
             stride=int(options["stride"]),
         )
@@ -108,13 +119,14 @@ class IsolationForest(WindowNetwork):
 
     @property
     def options(self) -> dict[str, int | float | str | bool]:
-        """Window, stride, samples a tree, and nodes of the largest tree."""
-        return {"window": self.window, "stride": self.stride, "samples": self.samples, "nodes": self.column.shape[1]}
-
-    @property
-    def height(self) -> int:
-        """Splits above a leaf at the most: trees grow as deep as those of so many points are on average."""
-        return math.ceil(math.log2(max(self.samples, 2)))
+        """Window, stride, samples and height of a tree, and nodes of the largest."""
+        return {
+            "window": self.window,
+            "stride": self.stride,
+            "samples": self.samples,
+            "height": self.height,
+            "nodes": self.column.shape[1],
+        }
 
     @property
     def macs(self) -> int:
@@ -129,9 +141,27 @@ class IsolationForest(WindowNetwork):
         return 5 * (2 * splits + len(self.column))
 
     def groups(self) -> tuple[Group, ...]:
-        """The trees. Nothing reads them but their mean, which fewer trees move: protected."""
-        own = tuple(Slice(name, 0) for name in ("column", "threshold", "below", "expected"))
-        return (Group("trees", len(self.column), own, (), protected=True),)
+        """The trees, read by their weighted mean. Without gradients, they are judged by how they agree with all."""
+        own = tuple(Slice(name, 0) for name in Trees._fields)
+        read = (Slice("weight", 0, bias="offset"),)
+        return (Group("trees", len(self.column), own, read, criterion="agreement"),)
+
+    def levers(self) -> tuple[Lever, ...]:
+        """The depth of the trees, down to half of it."""
+        return (Lever("depth", self.height, max(1, self.height // 2)),)
+
+    def pulled(self, lever: str, value: int) -> Self:
+        """See `Network.pulled`; a node at the new depth becomes a leaf with the path that was to be expected there.
+
+        Raises:
+            InvalidInputError: a depth beyond the lever's range.
+        """
+        if lever != "depth":
+            return super().pulled(lever, value)
+        self.levers()[0].require(value)
+        cut = self._trees.cut(value)
+        tensors = {**self.state_dict(), **{name: torch.from_numpy(array) for name, array in cut._asdict().items()}}
+        return self.rebuilt(self.units, {**self.options, "height": value, "nodes": cut.column.shape[1]}, tensors)
 
     def grow(self, training: Stretches, scaler: Scaler, seed: int) -> None:
         """Fits PyOD's isolation forest to windows of the scaled training points and takes its trees over."""
@@ -161,9 +191,15 @@ class IsolationForest(WindowNetwork):
         """The first of its own trees (more: once more from the first), since time and bytes depend on them."""
         other = super().resized(units)
         index = torch.arange(len(other.column)) % len(self.column)
-        for name, tensor in self.named_buffers():
-            setattr(other, name, tensor[index])
+        for name in Trees._fields:
+            setattr(other, name, getattr(self, name)[index])
         return other
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        """Forests of older bundles have no weights: all trees count alike."""
+        for name in ("weight", "offset"):
+            state_dict.setdefault(prefix + name, getattr(self, name))
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def forward(self, points: Tensor, state: TensorState) -> Pass:
         """All trees are walked at once, from split to split; activations are the paths in units of c(samples)."""
@@ -180,20 +216,23 @@ class IsolationForest(WindowNetwork):
             at = column[node]
             node = first + below[node, (flat.gather(1, at) > threshold[node]).long()]
             before, path = path, expected[node]
-            lowered.scatter_add_(1, at % self.n_features, before - path)
-        share = (lowered / trees).clamp(min=FLOOR)
+            lowered.scatter_add_(1, at % self.n_features, (before - path) * self.weight.T)
+        share = lowered.clamp(min=FLOOR)
         share = share / share.sum(1, keepdim=True)
-        part = torch.exp2(-path.mean(1, keepdim=True)) * share  # [N, F]
+        part = torch.exp2(-(path @ self.weight + self.offset)) * share  # [N, F]
         shape = points.shape[:2]
         return Pass(part.sqrt().view(*shape, 1, -1), carried, {"trees": path.view(*shape, trees)})
 
     def draw(self, graph: Graph, point: str, scale: Normal) -> str:
         """One operation walks all trees; the outputs of a leaf hold all that they say of a point, n_targets = 1 + F.
 
-        Their sums are log(s) / 2 and by how much the trees' mean path was lowered by splits on each feature.
+        Their sums are log(s) / 2 and by how much the trees' mean path was lowered by splits on each feature. The weight
+        of a tree is in its leaves; the offset is in those of the first, since every point ends in one of them.
         """
         nodes, lowered = self._trees.nodes(self.height, self.n_features)
-        outputs = np.c_[-math.log(2) / 2 * nodes.expected, lowered] / len(self.column)  # [nodes, 1 + F]
+        path = nodes.expected[:, None] * self.weight.numpy()[nodes.tree]
+        path[nodes.tree == 0] += self.offset.numpy()
+        outputs = np.c_[-math.log(2) / 2 * path, lowered * self.weight.numpy()[nodes.tree]]  # [nodes, 1 + F]
         if self.n_features == 1:
             outputs = outputs[:, :1]  # the only feature makes all of the score
         window = self.draw_window(graph, point)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, Self
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,121 +10,28 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from detectors.training.graph import Graph
-from detectors.training.networks.base import (
-    Group,
-    Network,
-    Normal,
-    Options,
-    Pass,
-    Slice,
-    TensorState,
-    generous_width,
-    linear,
-    weight,
-)
+from detectors.training.networks.base import Normal, TensorState, weight
+from detectors.training.networks.stacked import Stacked
 
 GATES = 4  # torch's order: input, forget, cell, output
-TENSORS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 
 
-class LSTM(Network):
-    """One-layer LSTMs in a row, each with its own width, and a linear head.
-
-    State is h and c of every layer. The prediction of the next point is the head over the top layer's h, so the carried
-    h already holds it.
-
-    Args:
-        n_features: F.
-        widths: Hidden units of each layer, bottom first.
-    """
+class LSTM(Stacked):
+    """See `Stacked`; state is h and c of every layer."""
 
     kind = "lstm"
-    dense_options: ClassVar[Mapping[str, tuple[int, int]]] = {"layers": (1, 8), "width": (1, 2048)}
+    cell, gates, held = nn.LSTM, GATES, 2
 
-    def __init__(self, n_features: int, widths: tuple[int, ...]) -> None:
-        super().__init__()
-        self.n_features = n_features
-        self.widths = widths
-        inputs = (n_features, *widths[:-1])
-        self.layers = nn.ModuleList(
-            nn.LSTM(width_in, width, batch_first=True) for width_in, width in zip(inputs, widths, strict=True)
-        )
-        self.head = nn.Linear(widths[-1], n_features)
-
-    @classmethod
-    def build(cls, n_features: int, units: Mapping[str, int], options: Options) -> Self:
-        """See `Network.build`; groups are `layer0`, `layer1`, ... ; no options."""
-        del options
-        return cls(n_features, tuple(units[f"layer{i}"] for i in range(len(units))))
-
-    @classmethod
-    def dense(cls, n_features: int, options: Options) -> Self:
-        """Options `layers` (2) and `width` (64; 128 where there are many features)."""
-        return cls(n_features, (int(options.get("width", generous_width(n_features))),) * int(options.get("layers", 2)))
-
-    @property
-    def warm_up_points(self) -> int:
-        """Fifty: the window that carried scores are compared with in `benchmarks/carried_state.py`."""
-        return 50
-
-    @property
-    def blind_points(self) -> int:
-        """The first point is predicted from nothing."""
-        return 1
-
-    @property
-    def options(self) -> dict[str, int | float | str | bool]:
-        """None: units say it all."""
-        return {}
-
-    @property
-    def macs(self) -> int:
-        """Gates of every layer, and the head."""
-        inputs = (self.n_features, *self.widths[:-1])
-        gates = sum(GATES * width * (width_in + width) for width_in, width in zip(inputs, self.widths, strict=True))
-        return gates + self.widths[-1] * self.n_features
-
-    def groups(self) -> tuple[Group, ...]:
-        """One group a layer: the Intrinsic Sparse Structure of Wen et al. 2018."""
-        groups = []
-        for i, width in enumerate(self.widths):
-            layer = f"layers.{i}"
-            own = tuple(Slice(f"{layer}.{name}", 0, GATES) for name in TENSORS)
-            above = (
-                Slice(f"layers.{i + 1}.weight_ih_l0", 1, bias=f"layers.{i + 1}.bias_ih_l0")
-                if i + 1 < len(self.widths)
-                else Slice("head.weight", 1, bias="head.bias")
-            )
-            recurrent = Slice(f"{layer}.weight_hh_l0", 1, bias=f"{layer}.bias_hh_l0")
-            groups.append(Group(f"layer{i}", width, own, (recurrent, above)))
-        return tuple(groups)
-
-    def fresh(self, batch: int) -> TensorState:
-        """h0, c0, h1, c1, ..., each [B, H]."""
-        like = self.head.weight
-        return tuple(like.new_zeros(batch, width) for width in self.widths for _ in range(2))
-
-    def forward(self, points: Tensor, state: TensorState) -> Pass:
-        """Residual of point t: the point minus the prediction made after point t-1."""
-        activations: dict[str, Tensor] = {}
-        carried: list[Tensor] = []
-        signal = points
-        for i, layer in enumerate(self.layers):
-            h, c = state[2 * i], state[2 * i + 1]
-            signal, (h_next, c_next) = layer(signal, (h[None].contiguous(), c[None].contiguous()))  # [B, T, H]
-            carried += [h_next[0], c_next[0]]
-            activations[f"layer{i}"] = signal
-        before = torch.cat([state[-2][:, None], signal[:, :-1]], dim=1)  # h of the top layer when each point arrived
-        residual = points - self.head(before)
-        return Pass(residual[:, :, None], tuple(carried), activations)
+    def advance(self, layer: nn.Module, signal: Tensor, begun: TensorState) -> tuple[Tensor, TensorState]:
+        """See `Stacked.advance`."""
+        signal, ended = layer(signal, begun)
+        return signal, ended
 
     def draw(self, graph: Graph, point: str, scale: Normal) -> str:
         """Gates as one Gemm over [x, h]: twice as fast as the LSTM operator for narrow layers, equal for wide ones."""
         h_names = [graph.state(f"h{i}", (width,)) for i, width in enumerate(self.widths)]
         c_names = [graph.state(f"c{i}", (width,)) for i, width in enumerate(self.widths)]
-        w_head, b_head = linear(self.head)
-        predicted = graph.affine(h_names[-1], w_head * scale.inverse, (b_head + scale.center) * scale.inverse)
-        z = graph.op("Sub", graph.op("Mul", point, graph.const(scale.inverse)), predicted)
+        z = self.draw_head(graph, point, h_names[-1], scale)
         signal = point
         for layer, width, h, c in zip(self.layers, self.widths, h_names, c_names, strict=True):
             gates, bias = _gates(layer, width)

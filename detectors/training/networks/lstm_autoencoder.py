@@ -23,16 +23,17 @@ from detectors.training.networks.base import (
     Pass,
     Slice,
     TensorState,
-    WindowNetwork,
     linear,
     weight,
 )
-from detectors.training.networks.lstm import GATES, TENSORS, operator_weights
+from detectors.training.networks.lstm import GATES, operator_weights
+from detectors.training.networks.reconstruction import Reconstruction
+from detectors.training.networks.stacked import TENSORS
 
 OPEN = 1.0  # added to a new forget gate's bias, so that a window is remembered from the start (Jozefowicz et al. 2015)
 
 
-class LSTMAutoencoder(WindowNetwork):
+class LSTMAutoencoder(Reconstruction):
     """An LSTM encoder over the window, and an LSTM decoder that starts where the encoder ended.
 
     The last point is reconstructed from the encoder's last h; each step of the decoder takes the reconstruction before
@@ -106,11 +107,6 @@ class LSTMAutoencoder(WindowNetwork):
         )
 
     @property
-    def positions(self) -> int:
-        """Every point of the window."""
-        return self.window
-
-    @property
     def options(self) -> dict[str, int | float | str | bool]:
         """Window, stride and direction."""
         return {"window": self.window, "stride": self.stride, "bidirectional": self.bidirectional}
@@ -127,21 +123,20 @@ class LSTMAutoencoder(WindowNetwork):
     def groups(self) -> tuple[Group, ...]:
         """Rows of all gates, columns of the recurrent weights and of the output; see the class."""
         decoder = _rows("decoder")
-        decoded = (_column("decoder.weight_hh_l0", "decoder.bias_hh_l0"), _column("output.weight", "output.bias"))
-        encoded = (_column("encoder.weight_hh_l0", "encoder.bias_hh_l0"),)
         if not self.bidirectional:
-            return (Group("coupled", self.width, (*_rows("encoder"), *decoder), (*encoded, *decoded)),)
-        backward = _column("encoder.weight_hh_l0_reverse", "encoder.bias_hh_l0_reverse")
-        bridge = Slice("bridge.weight", 1, blocks=2, bias="bridge.bias")
+            read = (*_read_in_encoder("coupled/encoder"), *_read_in_decoder("coupled/decoder"))
+            return (Group("coupled", self.width, (*_rows("encoder"), *decoder), read),)
+        ways = ("encoder/forward", "encoder/backward")
+        bridge = Slice("bridge.weight", 1, blocks=2, bias="bridge.bias", voices=ways)
         begun = (Slice("bridge.weight", 0, blocks=2), Slice("bridge.bias", 0, blocks=2))
         return (
             Group(
                 "encoder",
                 self.width,
                 (*_rows("encoder"), *_rows("encoder", "_reverse")),
-                (*encoded, backward, bridge),
+                (*_read_in_encoder(*ways), bridge),
             ),
-            Group("decoder", self.decoder_width, (*begun, *decoder), decoded),
+            Group("decoder", self.decoder_width, (*begun, *decoder), _read_in_decoder()),
         )
 
     def forward(self, points: Tensor, state: TensorState) -> Pass:
@@ -149,7 +144,8 @@ class LSTMAutoencoder(WindowNetwork):
 
         Activations: `coupled` [B, T, 2W - 1, H], h after each step of the encoder and then of the decoder; `encoder`
         [B, T, W, 2, H], both directions at each point of the window; `decoder` [B, T, W, D], its first h and h after
-        each step.
+        each step. Voices are h of one LSTM in one direction: `coupled/encoder` [B, T, W, H]; `coupled/decoder`
+        [B, T, W - 1, H], before each step of the decoder; `encoder/forward` and `encoder/backward` [B, T, W, H].
         """
         windows, carried = self.windows(points, state)
         batch, length = points.shape[:2]
@@ -166,9 +162,12 @@ class LSTMAutoencoder(WindowNetwork):
         told = torch.cat([h[0][:, None], steps], dim=1)  # [N, W, D], last point first
         residual = (flat - self.output(told).flip(1)).view(windows.shape)
         if self.bidirectional:
-            spoken = {"encoder": encoded.unflatten(2, (2, -1)), "decoder": told}
+            forward, backward = encoded.chunk(2, dim=2)
+            both = torch.stack([forward, backward], dim=2)
+            spoken = {"encoder": both, "encoder/forward": forward, "encoder/backward": backward, "decoder": told}
         else:
-            spoken = {"coupled": torch.cat([encoded, steps], dim=1)}
+            both = torch.cat([encoded, steps], dim=1)
+            spoken = {"coupled": both, "coupled/encoder": encoded, "coupled/decoder": told[:, :-1]}
         return Pass(residual, carried, {name: each.unflatten(0, (batch, length)) for name, each in spoken.items()})
 
     def _fed_back(self) -> tuple[Tensor, Tensor]:
@@ -236,5 +235,17 @@ def _rows(layer: str, way: str = "") -> tuple[Slice, ...]:
     return tuple(Slice(f"{layer}.{name}{way}", 0, GATES) for name in TENSORS)
 
 
-def _column(tensor: str, bias: str) -> Slice:
-    return Slice(tensor, 1, bias=bias)
+def _read_in_encoder(*voices: str) -> tuple[Slice, ...]:
+    """The recurrent weights of each direction, and what is heard there."""
+    return tuple(
+        Slice(f"encoder.weight_hh_l0{way}", 1, bias=f"encoder.bias_hh_l0{way}", voices=(voice,))
+        for way, voice in zip(("", "_reverse"), voices, strict=False)
+    )
+
+
+def _read_in_decoder(*voices: str) -> tuple[Slice, ...]:
+    """The recurrent weights and the output; no voice: the group's own."""
+    return (
+        Slice("decoder.weight_hh_l0", 1, bias="decoder.bias_hh_l0", voices=voices),
+        Slice("output.weight", 1, bias="output.bias", voices=voices),
+    )

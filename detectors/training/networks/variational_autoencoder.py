@@ -21,15 +21,15 @@ from detectors.training.networks.base import (
     Pass,
     Slice,
     TensorState,
-    WindowNetwork,
     linear,
 )
+from detectors.training.networks.reconstruction import Reconstruction, newest
 
 BETA = 0.1  # weight of the divergence: twice the variance of what a window may keep to itself, in scaled units
 LOG_VARIANCE = 10.0  # |log variance| of a latent at the most: beyond it the exponential is noise or nothing
 
 
-class VariationalAutoencoder(WindowNetwork):
+class VariationalAutoencoder(Reconstruction):
     """window -> encoder -> mean and log variance of the latents -> decoder -> window.
 
     In training mode (`self.training`) latents are drawn around their mean, from torch's global generator; a network is
@@ -39,8 +39,8 @@ class VariationalAutoencoder(WindowNetwork):
     2 s^2 and by the number of values, |residual|^2 + 2 s^2 KL / (W F): `Pass.loss` is the second term, 2 s^2 = `BETA`.
 
     The latents are protected as a bottleneck is: they decide what the detector can fail to reconstruct. Those that the
-    fit has switched off (their mean divergence over normal points is near zero) could leave without a loss; choosing
-    them by that is left to a later criterion.
+    fit has switched off say nothing and may leave: their mean divergence from the prior over normal points is near zero
+    (`pruning.importance.idle`).
 
     Args:
         n_features: F.
@@ -82,11 +82,6 @@ class VariationalAutoencoder(WindowNetwork):
         return cls(n_features, window, widths, stride=int(options.get("stride", 1)))
 
     @property
-    def positions(self) -> int:
-        """Every point of the window."""
-        return self.window
-
-    @property
     def options(self) -> dict[str, int | float | str | bool]:
         """Window and stride."""
         return {"window": self.window, "stride": self.stride}
@@ -107,12 +102,20 @@ class VariationalAutoencoder(WindowNetwork):
                 (*_rows("mean"), *_rows("log_variance")),
                 (_column("decoder"),),
                 protected=True,
+                criterion="kl",
             ),
             Group("decoder", self.decoder.out_features, _rows("decoder"), (_column("output"),)),
         )
 
+    def tensors_over(self, window: int) -> dict[str, Tensor]:
+        """See `Reconstruction.tensors_over`."""
+        return newest(self.state_dict(), window * self.n_features, "encoder", "output")
+
     def forward(self, points: Tensor, state: TensorState) -> Pass:
-        """Residual of point t: the window that ends at t minus its reconstruction; the loss is its divergence."""
+        """Residual of point t: the window that ends at t minus its reconstruction; the loss is its divergence.
+
+        Beside the groups' activations stands `latent/divergence`, [B, T, L] in nats.
+        """
         windows, carried = self.windows(points, state)
         flat = windows.reshape(*points.shape[:2], -1)  # [B, T, W * F]
         encoded = torch.relu(self.encoder(flat))
@@ -123,8 +126,10 @@ class VariationalAutoencoder(WindowNetwork):
             latent = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
         decoded = torch.relu(self.decoder(latent))
         residual = (flat - self.output(decoded)).view(windows.shape)
-        loss = divergence(mean, log_variance).sum(dim=-1) * (BETA / flat.shape[-1])
-        return Pass(residual, carried, {"encoder": encoded, "latent": latent, "decoder": decoded}, loss)
+        diverged = divergence(mean, log_variance)  # [B, T, L]
+        loss = diverged.sum(dim=-1) * (BETA / flat.shape[-1])
+        spoken = {"encoder": encoded, "latent": latent, "latent/divergence": diverged, "decoder": decoded}
+        return Pass(residual, carried, spoken, loss)
 
     def draw(self, graph: Graph, point: str, scale: Normal) -> str:
         """As the autoencoder's: the window is carried in normalised units, both scales are folded into the weights."""

@@ -23,7 +23,8 @@ from detectors.training.networks.base import (
     linear,
     weight,
 )
-from detectors.training.networks.lstm import LSTM, TENSORS, operator_weights
+from detectors.training.networks.lstm import LSTM, operator_weights
+from detectors.training.networks.stacked import TENSORS
 
 
 class WindowedLSTM(WindowNetwork, LSTM):

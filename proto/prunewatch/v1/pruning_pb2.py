@@ -28,7 +28,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from prunewatch.v1 import detectors_pb2 as prunewatch_dot_v1_dot_detectors__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprunewatch/v1/pruning.proto\x12\rprunewatch.v1\x1a#google/longrunning/operations.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dprunewatch/v1/detectors.proto\"\xb5\x01\n\x06\x42udget\x12\x18\n\x0bp99_seconds\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x0bp50_seconds\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x07speedup\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x17\n\nsize_bytes\x18\x04 \x01(\x03H\x03\x88\x01\x01\x12\r\n\x05\x62\x61tch\x18\x05 \x01(\x05\x42\x0e\n\x0c_p99_secondsB\x0e\n\x0c_p50_secondsB\n\n\x08_speedupB\r\n\x0b_size_bytes\"\x86\x01\n\x0cPruneRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64\x65vice_class\x18\x02 \x01(\t\x12%\n\x06\x62udget\x18\x03 \x01(\x0b\x32\x15.prunewatch.v1.Budget\x12\x0f\n\x07\x64ry_run\x18\x04 \x01(\x08\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x00\x88\x01\x01\x42\x07\n\x05_seed\"}\n\x16PruneFromUploadRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.prunewatch.v1.PruneHeaderH\x00\x12-\n\x06points\x18\x02 \x01(\x0b\x32\x1b.prunewatch.v1.PointColumnsH\x00\x42\x06\n\x04part\"M\n\x0bPruneHeader\x12,\n\x07request\x18\x01 \x01(\x0b\x32\x1b.prunewatch.v1.PruneRequest\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\"\xdd\x01\n\x0b\x43ycleResult\x12\x0f\n\x07outcome\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12/\n\x0e\x62\x65st_reachable\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12*\n\x06parent\x18\x04 \x01(\x0b\x32\x1a.prunewatch.v1.BundleFacts\x12)\n\x05\x63hild\x18\x05 \x01(\x0b\x32\x1a.prunewatch.v1.BundleFacts\x12%\n\x04gate\x18\x06 \x01(\x0b\x32\x17.google.protobuf.Struct\"\xe7\x01\n\x05\x43ycle\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64\x65vice_class\x18\x02 \x01(\t\x12\x0f\n\x07trigger\x18\x03 \x01(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07outcome\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12*\n\x06result\x18\x08 \x01(\x0b\x32\x1a.prunewatch.v1.CycleResult\"J\n\x11ListCyclesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"S\n\x12ListCyclesResponse\x12$\n\x06\x63ycles\x18\x01 \x03(\x0b\x32\x14.prunewatch.v1.Cycle\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\x83\x02\n\x0ePruningService\x12\x43\n\x05Prune\x12\x1b.prunewatch.v1.PruneRequest\x1a\x1d.google.longrunning.Operation\x12Y\n\x0fPruneFromUpload\x12%.prunewatch.v1.PruneFromUploadRequest\x1a\x1d.google.longrunning.Operation(\x01\x12Q\n\nListCycles\x12 .prunewatch.v1.ListCyclesRequest\x1a!.prunewatch.v1.ListCyclesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprunewatch/v1/pruning.proto\x12\rprunewatch.v1\x1a#google/longrunning/operations.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dprunewatch/v1/detectors.proto\"\xb5\x01\n\x06\x42udget\x12\x18\n\x0bp99_seconds\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x0bp50_seconds\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x07speedup\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x17\n\nsize_bytes\x18\x04 \x01(\x03H\x03\x88\x01\x01\x12\r\n\x05\x62\x61tch\x18\x05 \x01(\x05\x42\x0e\n\x0c_p99_secondsB\x0e\n\x0c_p50_secondsB\n\n\x08_speedupB\r\n\x0b_size_bytes\"\x95\x01\n\x0cPruneRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64\x65vice_class\x18\x02 \x01(\t\x12%\n\x06\x62udget\x18\x03 \x01(\x0b\x32\x15.prunewatch.v1.Budget\x12\x0f\n\x07\x64ry_run\x18\x04 \x01(\x08\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\r\n\x05\x66resh\x18\x06 \x01(\x08\x42\x07\n\x05_seed\"}\n\x16PruneFromUploadRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.prunewatch.v1.PruneHeaderH\x00\x12-\n\x06points\x18\x02 \x01(\x0b\x32\x1b.prunewatch.v1.PointColumnsH\x00\x42\x06\n\x04part\"M\n\x0bPruneHeader\x12,\n\x07request\x18\x01 \x01(\x0b\x32\x1b.prunewatch.v1.PruneRequest\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\"\xad\x02\n\x0b\x43ycleResult\x12\x0f\n\x07outcome\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12/\n\x0e\x62\x65st_reachable\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12*\n\x06parent\x18\x04 \x01(\x0b\x32\x1a.prunewatch.v1.BundleFacts\x12)\n\x05\x63hild\x18\x05 \x01(\x0b\x32\x1a.prunewatch.v1.BundleFacts\x12%\n\x04gate\x18\x06 \x01(\x0b\x32\x17.google.protobuf.Struct\x12%\n\x04plan\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\'\n\x06report\x18\x08 \x01(\x0b\x32\x17.google.protobuf.Struct\"u\n\x14\x42uildFrontierRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64\x65vice_class\x18\x02 \x01(\t\x12\r\n\x05\x62\x61tch\x18\x03 \x01(\x05\x12\x0e\n\x06points\x18\x04 \x01(\x05\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x00\x88\x01\x01\x42\x07\n\x05_seed\"G\n\x12GetFrontierRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64\x65vice_class\x18\x02 \x01(\t\x12\r\n\x05\x62\x61tch\x18\x03 \x01(\x05\"\xc8\x01\n\x08\x46rontier\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64\x65vice_class\x18\x02 \x01(\t\x12\r\n\x05\x62\x61tch\x18\x03 \x01(\x05\x12*\n\x06parent\x18\x04 \x01(\x0b\x32\x1a.prunewatch.v1.BundleFacts\x12,\n\x06points\x18\x05 \x03(\x0b\x32\x1c.prunewatch.v1.FrontierPoint\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xfc\x01\n\rFrontierPoint\x12\'\n\x05units\x18\x01 \x03(\x0b\x32\x18.prunewatch.v1.UnitCount\x12\x11\n\tstructure\x18\x02 \x01(\t\x12\x12\n\nparameters\x18\x03 \x01(\x03\x12\r\n\x05\x62ytes\x18\x04 \x01(\x03\x12\x13\n\x0bp50_seconds\x18\x05 \x01(\x01\x12\x13\n\x0bp99_seconds\x18\x06 \x01(\x01\x12\x0f\n\x07speedup\x18\x07 \x01(\x01\x12\x13\n\x0b\x65rror_ratio\x18\x08 \x01(\x01\x12\x11\n\tagreement\x18\t \x01(\x01\x12\x17\n\x0finjected_change\x18\n \x01(\x01\x12\x10\n\x08on_front\x18\x0b \x01(\x08\"\xe7\x01\n\x05\x43ycle\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64\x65vice_class\x18\x02 \x01(\t\x12\x0f\n\x07trigger\x18\x03 \x01(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07outcome\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12*\n\x06result\x18\x08 \x01(\x0b\x32\x1a.prunewatch.v1.CycleResult\"J\n\x11ListCyclesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"S\n\x12ListCyclesResponse\x12$\n\x06\x63ycles\x18\x01 \x03(\x0b\x32\x14.prunewatch.v1.Cycle\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xa3\x03\n\x0ePruningService\x12\x43\n\x05Prune\x12\x1b.prunewatch.v1.PruneRequest\x1a\x1d.google.longrunning.Operation\x12Y\n\x0fPruneFromUpload\x12%.prunewatch.v1.PruneFromUploadRequest\x1a\x1d.google.longrunning.Operation(\x01\x12S\n\rBuildFrontier\x12#.prunewatch.v1.BuildFrontierRequest\x1a\x1d.google.longrunning.Operation\x12I\n\x0bGetFrontier\x12!.prunewatch.v1.GetFrontierRequest\x1a\x17.prunewatch.v1.Frontier\x12Q\n\nListCycles\x12 .prunewatch.v1.ListCyclesRequest\x1a!.prunewatch.v1.ListCyclesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,19 +38,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BUDGET']._serialized_start=178
   _globals['_BUDGET']._serialized_end=359
   _globals['_PRUNEREQUEST']._serialized_start=362
-  _globals['_PRUNEREQUEST']._serialized_end=496
-  _globals['_PRUNEFROMUPLOADREQUEST']._serialized_start=498
-  _globals['_PRUNEFROMUPLOADREQUEST']._serialized_end=623
-  _globals['_PRUNEHEADER']._serialized_start=625
-  _globals['_PRUNEHEADER']._serialized_end=702
-  _globals['_CYCLERESULT']._serialized_start=705
-  _globals['_CYCLERESULT']._serialized_end=926
-  _globals['_CYCLE']._serialized_start=929
-  _globals['_CYCLE']._serialized_end=1160
-  _globals['_LISTCYCLESREQUEST']._serialized_start=1162
-  _globals['_LISTCYCLESREQUEST']._serialized_end=1236
-  _globals['_LISTCYCLESRESPONSE']._serialized_start=1238
-  _globals['_LISTCYCLESRESPONSE']._serialized_end=1321
-  _globals['_PRUNINGSERVICE']._serialized_start=1324
-  _globals['_PRUNINGSERVICE']._serialized_end=1583
+  _globals['_PRUNEREQUEST']._serialized_end=511
+  _globals['_PRUNEFROMUPLOADREQUEST']._serialized_start=513
+  _globals['_PRUNEFROMUPLOADREQUEST']._serialized_end=638
+  _globals['_PRUNEHEADER']._serialized_start=640
+  _globals['_PRUNEHEADER']._serialized_end=717
+  _globals['_CYCLERESULT']._serialized_start=720
+  _globals['_CYCLERESULT']._serialized_end=1021
+  _globals['_BUILDFRONTIERREQUEST']._serialized_start=1023
+  _globals['_BUILDFRONTIERREQUEST']._serialized_end=1140
+  _globals['_GETFRONTIERREQUEST']._serialized_start=1142
+  _globals['_GETFRONTIERREQUEST']._serialized_end=1213
+  _globals['_FRONTIER']._serialized_start=1216
+  _globals['_FRONTIER']._serialized_end=1416
+  _globals['_FRONTIERPOINT']._serialized_start=1419
+  _globals['_FRONTIERPOINT']._serialized_end=1671
+  _globals['_CYCLE']._serialized_start=1674
+  _globals['_CYCLE']._serialized_end=1905
+  _globals['_LISTCYCLESREQUEST']._serialized_start=1907
+  _globals['_LISTCYCLESREQUEST']._serialized_end=1981
+  _globals['_LISTCYCLESRESPONSE']._serialized_start=1983
+  _globals['_LISTCYCLESRESPONSE']._serialized_end=2066
+  _globals['_PRUNINGSERVICE']._serialized_start=2069
+  _globals['_PRUNINGSERVICE']._serialized_end=2488
 # @@protoc_insertion_point(module_scope)

@@ -85,6 +85,7 @@ class PruneRequest(_message.Message):
     BUDGET_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    FRESH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`detectors/pump`."""
     device_class: _builtins.str
@@ -93,6 +94,8 @@ class PruneRequest(_message.Message):
     """Only say what would be pruned."""
     seed: _builtins.int
     """Seed of this cycle; absent: the detector's."""
+    fresh: _builtins.bool
+    """Do not pick from a frontier, even where there is one."""
     @_builtins.property
     def budget(self) -> Global___Budget:
         """The budget; left out: the device class's."""
@@ -105,10 +108,11 @@ class PruneRequest(_message.Message):
         budget: Global___Budget | None = ...,
         dry_run: _builtins.bool = ...,
         seed: _builtins.int | None = ...,
+        fresh: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "budget", b"budget", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "budget", b"budget", "device_class", b"device_class", "dry_run", b"dry_run", "name", b"name", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "budget", b"budget", "device_class", b"device_class", "dry_run", b"dry_run", "fresh", b"fresh", "name", b"name", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
@@ -190,6 +194,8 @@ class CycleResult(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     CHILD_FIELD_NUMBER: _builtins.int
     GATE_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
     outcome: _builtins.str
     """`adopted`, `rejected` or `planned` (dry run)."""
     reason: _builtins.str
@@ -210,6 +216,14 @@ class CycleResult(_message.Message):
     def gate(self) -> _struct_pb2.Struct:
         """The decisions of the gate."""
 
+    @_builtins.property
+    def plan(self) -> _struct_pb2.Struct:
+        """What was chosen: widths of each group before and after, layers bypassed, levers pulled, stages."""
+
+    @_builtins.property
+    def report(self) -> _struct_pb2.Struct:
+        """What was removed, what it responded to, and what sensors are worth; absent when nothing was built."""
+
     def __init__(
         self,
         *,
@@ -219,14 +233,198 @@ class CycleResult(_message.Message):
         parent: _detectors_pb2.BundleFacts | None = ...,
         child: _detectors_pb2.BundleFacts | None = ...,
         gate: _struct_pb2.Struct | None = ...,
+        plan: _struct_pb2.Struct | None = ...,
+        report: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["best_reachable", b"best_reachable", "child", b"child", "gate", b"gate", "parent", b"parent"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["best_reachable", b"best_reachable", "child", b"child", "gate", b"gate", "parent", b"parent", "plan", b"plan", "report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_reachable", b"best_reachable", "child", b"child", "gate", b"gate", "outcome", b"outcome", "parent", b"parent", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_reachable", b"best_reachable", "child", b"child", "gate", b"gate", "outcome", b"outcome", "parent", b"parent", "plan", b"plan", "reason", b"reason", "report", b"report"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CycleResult: _TypeAlias = CycleResult  # noqa: Y015
+
+@_typing.final
+class BuildFrontierRequest(_message.Message):
+    """Asks for a frontier to be built."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DEVICE_CLASS_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`detectors/pump`."""
+    device_class: _builtins.str
+    """The device class; empty: `hub`."""
+    batch: _builtins.int
+    """Points in a step; 0: what the device class says."""
+    points: _builtins.int
+    """Children to build; 0: 8. At most 32."""
+    seed: _builtins.int
+    """Seed; absent: the detector's."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        device_class: _builtins.str = ...,
+        batch: _builtins.int = ...,
+        points: _builtins.int = ...,
+        seed: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "seed", b"seed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "batch", b"batch", "device_class", b"device_class", "name", b"name", "points", b"points", "seed", b"seed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+
+Global___BuildFrontierRequest: _TypeAlias = BuildFrontierRequest  # noqa: Y015
+
+@_typing.final
+class GetFrontierRequest(_message.Message):
+    """Asks for a frontier."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DEVICE_CLASS_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`detectors/pump`."""
+    device_class: _builtins.str
+    """The device class; empty: `hub`."""
+    batch: _builtins.int
+    """Points in a step; 0: what the device class says."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        device_class: _builtins.str = ...,
+        batch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "device_class", b"device_class", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetFrontierRequest: _TypeAlias = GetFrontierRequest  # noqa: Y015
+
+@_typing.final
+class Frontier(_message.Message):
+    """Children of one parent from dense to the floor, measured side by side."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DEVICE_CLASS_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The detector: `detectors/pump`."""
+    device_class: _builtins.str
+    """The device class."""
+    batch: _builtins.int
+    """Points in a step."""
+    @_builtins.property
+    def parent(self) -> _detectors_pb2.BundleFacts:
+        """The dense parent."""
+
+    @_builtins.property
+    def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___FrontierPoint]:
+        """Widest first."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was built."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        device_class: _builtins.str = ...,
+        batch: _builtins.int = ...,
+        parent: _detectors_pb2.BundleFacts | None = ...,
+        points: _abc.Iterable[Global___FrontierPoint] | None = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "parent", b"parent"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "create_time", b"create_time", "device_class", b"device_class", "name", b"name", "parent", b"parent", "points", b"points"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Frontier: _TypeAlias = Frontier  # noqa: Y015
+
+@_typing.final
+class FrontierPoint(_message.Message):
+    """One child on a frontier."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNITS_FIELD_NUMBER: _builtins.int
+    STRUCTURE_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    P50_SECONDS_FIELD_NUMBER: _builtins.int
+    P99_SECONDS_FIELD_NUMBER: _builtins.int
+    SPEEDUP_FIELD_NUMBER: _builtins.int
+    ERROR_RATIO_FIELD_NUMBER: _builtins.int
+    AGREEMENT_FIELD_NUMBER: _builtins.int
+    INJECTED_CHANGE_FIELD_NUMBER: _builtins.int
+    ON_FRONT_FIELD_NUMBER: _builtins.int
+    structure: _builtins.str
+    """Layers bypassed and levers pulled, in words; empty: none."""
+    parameters: _builtins.int
+    """Trainable numbers."""
+    bytes: _builtins.int
+    """Bytes of the step graph."""
+    p50_seconds: _builtins.float
+    """Median time of a step."""
+    p99_seconds: _builtins.float
+    """99th percentile of the time of a step."""
+    speedup: _builtins.float
+    """The parent's median divided by this one's, in the same run."""
+    error_ratio: _builtins.float
+    """Trimmed error on held-out points over the parent's."""
+    agreement: _builtins.float
+    """Alarms that it shares with the parent, as a part of all alarms of either."""
+    injected_change: _builtins.float
+    """Change of average precision on injected anomalies, from the parent's."""
+    on_front: _builtins.bool
+    """Whether no other one is at least as good in time, bytes, error and agreement."""
+    @_builtins.property
+    def units(self) -> _containers.RepeatedCompositeFieldContainer[_detectors_pb2.UnitCount]:
+        """Hidden units by group."""
+
+    def __init__(
+        self,
+        *,
+        units: _abc.Iterable[_detectors_pb2.UnitCount] | None = ...,
+        structure: _builtins.str = ...,
+        parameters: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        p50_seconds: _builtins.float = ...,
+        p99_seconds: _builtins.float = ...,
+        speedup: _builtins.float = ...,
+        error_ratio: _builtins.float = ...,
+        agreement: _builtins.float = ...,
+        injected_change: _builtins.float = ...,
+        on_front: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "bytes", b"bytes", "error_ratio", b"error_ratio", "injected_change", b"injected_change", "on_front", b"on_front", "p50_seconds", b"p50_seconds", "p99_seconds", b"p99_seconds", "parameters", b"parameters", "speedup", b"speedup", "structure", b"structure", "units", b"units"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FrontierPoint: _TypeAlias = FrontierPoint  # noqa: Y015
 
 @_typing.final
 class Cycle(_message.Message):

@@ -46,6 +46,16 @@ class PruningServiceStub:
                 request_serializer=prunewatch_dot_v1_dot_pruning__pb2.PruneFromUploadRequest.SerializeToString,
                 response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
                 _registered_method=True)
+        self.BuildFrontier = channel.unary_unary(
+                '/prunewatch.v1.PruningService/BuildFrontier',
+                request_serializer=prunewatch_dot_v1_dot_pruning__pb2.BuildFrontierRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.GetFrontier = channel.unary_unary(
+                '/prunewatch.v1.PruningService/GetFrontier',
+                request_serializer=prunewatch_dot_v1_dot_pruning__pb2.GetFrontierRequest.SerializeToString,
+                response_deserializer=prunewatch_dot_v1_dot_pruning__pb2.Frontier.FromString,
+                _registered_method=True)
         self.ListCycles = channel.unary_unary(
                 '/prunewatch.v1.PruningService/ListCycles',
                 request_serializer=prunewatch_dot_v1_dot_pruning__pb2.ListCyclesRequest.SerializeToString,
@@ -72,6 +82,21 @@ class PruningServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BuildFrontier(self, request, context):
+        """Builds the frontier of a detector's parent on a device class: children from dense to the floor, each fine-tuned,
+        measured and compared with the parent. Later cycles pick from it in seconds. The operation's response is a Frontier.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetFrontier(self, request, context):
+        """Returns the frontier that was built last; NOT_FOUND where there is none for the parent that serves.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListCycles(self, request, context):
         """Returns cycles of a detector, newest first, a page at a time.
         """
@@ -91,6 +116,16 @@ def add_PruningServiceServicer_to_server(servicer, server):
                     servicer.PruneFromUpload,
                     request_deserializer=prunewatch_dot_v1_dot_pruning__pb2.PruneFromUploadRequest.FromString,
                     response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'BuildFrontier': grpc.unary_unary_rpc_method_handler(
+                    servicer.BuildFrontier,
+                    request_deserializer=prunewatch_dot_v1_dot_pruning__pb2.BuildFrontierRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'GetFrontier': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetFrontier,
+                    request_deserializer=prunewatch_dot_v1_dot_pruning__pb2.GetFrontierRequest.FromString,
+                    response_serializer=prunewatch_dot_v1_dot_pruning__pb2.Frontier.SerializeToString,
             ),
             'ListCycles': grpc.unary_unary_rpc_method_handler(
                     servicer.ListCycles,
@@ -153,6 +188,60 @@ class PruningService:
             '/prunewatch.v1.PruningService/PruneFromUpload',
             prunewatch_dot_v1_dot_pruning__pb2.PruneFromUploadRequest.SerializeToString,
             google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BuildFrontier(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/prunewatch.v1.PruningService/BuildFrontier',
+            prunewatch_dot_v1_dot_pruning__pb2.BuildFrontierRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetFrontier(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/prunewatch.v1.PruningService/GetFrontier',
+            prunewatch_dot_v1_dot_pruning__pb2.GetFrontierRequest.SerializeToString,
+            prunewatch_dot_v1_dot_pruning__pb2.Frontier.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,6 +40,12 @@ class PruningServiceStub:
     """
     PruneFromUpload: _grpc.StreamUnaryMultiCallable[_pruning_pb2.PruneFromUploadRequest, _operations_pb2.Operation]
     """The same on points that are sent: the request, then chunks."""
+    BuildFrontier: _grpc.UnaryUnaryMultiCallable[_pruning_pb2.BuildFrontierRequest, _operations_pb2.Operation]
+    """Builds the frontier of a detector's parent on a device class: children from dense to the floor, each fine-tuned,
+    measured and compared with the parent. Later cycles pick from it in seconds. The operation's response is a Frontier.
+    """
+    GetFrontier: _grpc.UnaryUnaryMultiCallable[_pruning_pb2.GetFrontierRequest, _pruning_pb2.Frontier]
+    """Returns the frontier that was built last; NOT_FOUND where there is none for the parent that serves."""
     ListCycles: _grpc.UnaryUnaryMultiCallable[_pruning_pb2.ListCyclesRequest, _pruning_pb2.ListCyclesResponse]
     """Returns cycles of a detector, newest first, a page at a time."""
 
@@ -54,6 +60,12 @@ class PruningServiceAsyncStub(PruningServiceStub):
     """
     PruneFromUpload: _aio.StreamUnaryMultiCallable[_pruning_pb2.PruneFromUploadRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """The same on points that are sent: the request, then chunks."""
+    BuildFrontier: _aio.UnaryUnaryMultiCallable[_pruning_pb2.BuildFrontierRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Builds the frontier of a detector's parent on a device class: children from dense to the floor, each fine-tuned,
+    measured and compared with the parent. Later cycles pick from it in seconds. The operation's response is a Frontier.
+    """
+    GetFrontier: _aio.UnaryUnaryMultiCallable[_pruning_pb2.GetFrontierRequest, _pruning_pb2.Frontier]  # type: ignore[assignment]
+    """Returns the frontier that was built last; NOT_FOUND where there is none for the parent that serves."""
     ListCycles: _aio.UnaryUnaryMultiCallable[_pruning_pb2.ListCyclesRequest, _pruning_pb2.ListCyclesResponse]  # type: ignore[assignment]
     """Returns cycles of a detector, newest first, a page at a time."""
 
@@ -77,6 +89,24 @@ class PruningServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """The same on points that are sent: the request, then chunks."""
+
+    @_abc_1.abstractmethod
+    def BuildFrontier(
+        self,
+        request: _pruning_pb2.BuildFrontierRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Builds the frontier of a detector's parent on a device class: children from dense to the floor, each fine-tuned,
+        measured and compared with the parent. Later cycles pick from it in seconds. The operation's response is a Frontier.
+        """
+
+    @_abc_1.abstractmethod
+    def GetFrontier(
+        self,
+        request: _pruning_pb2.GetFrontierRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pruning_pb2.Frontier, _abc.Awaitable[_pruning_pb2.Frontier]]:
+        """Returns the frontier that was built last; NOT_FOUND where there is none for the parent that serves."""
 
     @_abc_1.abstractmethod
     def ListCycles(

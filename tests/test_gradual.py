@@ -1,0 +1,72 @@
+"""Pruning while fitting: a narrow detector for about the price of one fit, and no dense parent."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fits import FOUR, SMALL, machine
+
+from detectors.training.export import step_graph
+from detectors.training.fit import FitOptions, fit
+from detectors.training.stretches import Stretches
+from pruning.gate import trimmed_error
+from pruning.gradual import fit_while_pruning, removals
+from pruning.outcome import Budget
+from pruning.search import Floor, Plan
+
+DATA = Stretches.of([machine(900)])
+FRESH = Stretches.of([machine(400, seed=5)])
+HOW = FitOptions(updates=120)
+WIDE = {"layers": 2, "width": 32}
+
+
+def size_of(kind: str, options: dict[str, int]) -> int:
+    """Bytes of the dense detector's graph."""
+    return len(step_graph(fit(kind, DATA, FOUR, seed=0, options=options, how=FitOptions(updates=1))))
+
+
+@pytest.mark.parametrize(("kind", "options"), [("lstm", WIDE), ("autoencoder", {"window": 8, "width": 48})])
+def test_it_meets_the_budget_and_still_learns(kind: str, options: dict[str, int]) -> None:
+    """Half the bytes, and an error on fresh points far below that of a detector that has hardly been trained."""
+    budget = Budget(size_bytes=size_of(kind, options) // 2)
+
+    made = fit_while_pruning(kind, DATA, FOUR, budget, seed=0, options=options, how=HOW)
+    again = fit_while_pruning(kind, DATA, FOUR, budget, seed=0, options=options, how=HOW)
+
+    assert made.fitted is not None
+    assert again.fitted is not None
+    assert isinstance(made.plan, Plan)
+    assert len(step_graph(made.fitted)) <= budget.size_bytes
+    narrow = made.fitted.network.units
+    assert all(narrow[name] <= width for name, width in made.dense_units.items())
+    assert narrow != made.dense_units
+    untrained = fit(kind, DATA, FOUR, seed=0, options=options, how=FitOptions(updates=1))
+    assert trimmed_error(made.fitted, FRESH) < 0.5 * trimmed_error(untrained, FRESH)
+    assert np.array_equal(made.fitted.scores(FRESH), again.fitted.scores(FRESH), equal_nan=True)
+
+
+def test_a_budget_below_the_floor_is_answered_with_the_floor() -> None:
+    """Before most of the training is spent."""
+    made = fit_while_pruning("lstm", DATA, FOUR, Budget(size_bytes=100), seed=0, options=WIDE, how=HOW)
+
+    assert made.fitted is None
+    assert isinstance(made.plan, Floor)
+    assert made.plan.bytes > 100
+
+
+def test_a_forest_is_grown_once_and_loses_trees() -> None:
+    """What learns without gradients is not trained on between removals."""
+    budget = Budget(size_bytes=int(size_of("isolation_forest", SMALL["isolation_forest"]) * 0.8))
+
+    made = fit_while_pruning("isolation_forest", DATA, FOUR, budget, seed=0, options=SMALL["isolation_forest"])
+
+    assert made.fitted is not None
+    assert 8 <= made.fitted.network.units["trees"] < 20
+
+
+def test_units_leave_in_geometric_steps() -> None:
+    """Each step removes the same share; the last has the target's widths."""
+    steps = removals({"layer0": 128, "layer1": 64}, {"layer0": 8, "layer1": 64})
+
+    assert [step["layer0"] for step in steps] == [64, 32, 16, 8]
+    assert {step["layer1"] for step in steps} == {64}

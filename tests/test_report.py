@@ -1,0 +1,533 @@
+"""What a cycle reports of the child that it built, and how `prunewatch report` tells it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fits import SMALL, fitted, machine, untrained
+from graphs import ewma_bundle
+
+from detectors.bundle import write_bundle
+from detectors.training.calibrate import Scaler
+from detectors.training.fit import chunks_over
+from detectors.training.fitted import Fitted, calibrated
+from detectors.training.networks import Network
+from detectors.training.networks.autoencoder import Autoencoder
+from detectors.training.stretches import Lanes, Stretches, Windows
+from pruning.groups import prunable
+from pruning.injection import KINDS
+from pruning.report import correlations, explained, group_costs, removed, report_on
+from pruning.sensors import EVENTS, MOST_SENSORS, scores_without, sensors, trials
+from pruning.structures import Structure, origins, restructured
+from pruning.surgery import remove
+from pruning.table import Cost, Level, NoTables, Table
+from server.cli import main
+from server.config import DetectorConfig
+from server.publish import publish_fit
+from server.store import Store
+
+HELD_OUT = Stretches.of([machine(500, seed=5)])
+STRANGE = "[red]b\x1b"
+
+
+def halved(fitted_: Fitted, structure: Structure | None = None) -> tuple[Fitted, dict[str, list[int]], Structure]:
+    """A child with every second unit of each group that may lose some, what it kept, and what was done before."""
+    structure = structure or Structure()
+
+    def chunks(member: Network) -> Lanes | Windows:
+        return chunks_over(HELD_OUT, fitted_.scaler, member, 0)
+
+    base = restructured(fitted_.network, structure, chunks)
+    keep = {group.name: torch.arange(0, group.width, 2) for group in prunable(base)}
+    names = origins(fitted_.network, structure)
+    kept = {names[group.name]: keep.get(group.name, torch.arange(group.width)).tolist() for group in base.groups()}
+    child = fitted_.with_network(
+        base.with_members(
+            {
+                name: remove(member, {full.removeprefix(f"{name}."): it for full, it in keep.items() if full in mine})
+                for name, member in base.members.items()
+                for mine in [{f"{name}.{group.name}" if name else group.name for group in member.groups()}]
+            }
+        )
+    )
+    return child.recalibrated(HELD_OUT), {**kept, **{name: [] for name in structure.without}}, structure
+
+
+def report(fitted_: Fitted, structure: Structure | None = None) -> dict:
+    """The report of a halved child."""
+    child, kept, done = halved(fitted_, structure)
+    return report_on(fitted_, child, kept, done, HELD_OUT, criterion="taylor", seed=0, batch=16, tables=NoTables())
+
+
+@pytest.mark.parametrize("kind", sorted(SMALL))
+def test_every_kind_of_network_is_reported_as_json(kind: str) -> None:
+    """Units that are gone are those that were not kept, each with a share of the importance; no number is missing."""
+    parent = fitted(kind)
+    _, kept, _ = halved(parent)
+    made = json.loads(json.dumps(report(parent), allow_nan=False))
+
+    assert [it["group"] for it in made["removed"]] == list(parent.network.units)
+    for it in made["removed"]:
+        gone = sorted(set(range(it["before"])) - set(kept[it["group"]]))
+        rest = it["rest"] or {"units": 0, "share": 0}
+        assert (it["removed"], it["after"]) == (gone, len(kept[it["group"]]))
+        assert it["how"] == ("units removed" if gone else "kept")
+        assert len(it["units"]) + rest["units"] == len(gone)
+        assert {unit["unit"] for unit in it["units"]} <= set(gone)
+        shares = [unit["share"] for unit in it["units"]]
+        assert shares == sorted(shares, reverse=True)
+        assert it["share"] == pytest.approx(sum(shares) + rest["share"], abs=1e-5)
+        assert 0 <= it["share"] <= 1
+        for unit in it["units"]:
+            assert 0 <= unit["explained"] <= 1
+            assert len({each["feature"] for each in unit["responds_to"]} & set(parent.features)) == 3
+    for cost in made["cost"]["groups"]:
+        was, now = cost["parameters"]["before"], cost["parameters"]["after"]
+        assert was >= now > 0
+        assert cost["step_seconds"] is None
+    assert made["sensors"]["skipped"] is None
+    assert {it["feature"] for it in made["sensors"]["features"]} == set(parent.features)
+
+
+def test_a_bypassed_layer_is_said_as_such() -> None:
+    """All its units are gone and it costs nothing any more; the layer that it read says how much of it is left."""
+    made = report(fitted("lstm"), Structure(("layer1",)))
+
+    first, second = made["removed"]
+    assert (first["how"], second["how"]) == ("units removed", "layer bypassed")
+    assert (second["after"], second["removed"]) == (0, list(range(16)))
+    assert second["share"] == pytest.approx(1)
+    assert made["cost"]["groups"][1]["parameters"]["after"] == 0
+    assert made["cost"]["groups"][0]["parameters"]["after"] > 0
+
+
+def test_a_pulled_lever_is_said_as_such() -> None:
+    """With its value before and after."""
+    made = report(fitted("conv_autoencoder"), Structure((), (("window", 8),)))
+
+    assert made["levers"] == [{"lever": "window", "before": 9, "after": 8}]
+
+
+@cache
+def constructed() -> tuple[Fitted, Stretches]:
+    """An autoencoder over independent noise whose first units are known to copy features.
+
+    Unit 0 is the newest value of `f1`, 1 the same again, 2 the newest of `f2` with its sign turned, 3 the mean of `f0`
+    over the window, 4 nothing, 5 the oldest value of `f2`. A bias of 20 keeps them all in the linear part.
+    """
+    points = Stretches.of([np.random.default_rng(0).normal(size=(3000, 3))])
+    window, n_features = 4, 3
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        units = {"encoder0": 6, "bottleneck": 2, "decoder0": 6}
+        network = Autoencoder.build(n_features, units, {"window": window})
+    weights = torch.zeros(6, window, n_features)
+    weights[0, -1, 1] = weights[1, -1, 1] = 1
+    weights[2, -1, 2] = -1
+    weights[3, :, 0] = 1
+    weights[5, 0, 2] = 1
+    with torch.no_grad():
+        network.layers["encoder0"].weight.copy_(weights.flatten(1))
+        network.layers["encoder0"].bias.fill_(20.0)
+    return calibrated(network, ("f0", "f1", "f2"), Scaler.fit(points.rows), points), points
+
+
+def gone(unit: int, *others: int) -> dict:
+    """What is said of a unit of `constructed` when it is removed, with others."""
+    parent, points = constructed()
+    kept = {
+        "encoder0": [i for i in range(6) if i not in {unit, *others}],
+        "bottleneck": [0, 1],
+        "decoder0": list(range(6)),
+    }
+    (encoder, *_) = removed(parent, kept, points, "l2", 0)
+    return next(it for it in encoder["units"] if it["unit"] == unit)
+
+
+@pytest.mark.parametrize(
+    ("unit", "feature", "of", "correlation"),
+    [(0, "f1", "value", 1), (2, "f2", "value", -1), (3, "f0", "window mean", 1)],
+)
+def test_units_are_told_by_the_feature_that_they_copy(unit: int, feature: str, of: str, correlation: int) -> None:
+    """The closest feature, its newest value or its mean, with the sign; others are far from it."""
+    closest, second, _ = gone(unit)["responds_to"]
+
+    assert (closest["feature"], closest["of"]) == (feature, of)
+    assert closest["correlation"] == pytest.approx(correlation, abs=1e-3)
+    assert abs(second["correlation"]) < 0.15
+
+
+def test_what_kept_units_can_say_is_told_from_what_is_lost() -> None:
+    """R^2 is one for a copy of a kept unit and for a constant, and next to none for what nobody else says."""
+    assert gone(1)["explained"] == pytest.approx(1, abs=1e-2)
+    assert gone(0, 1)["explained"] < 0.05
+    assert gone(4)["explained"] == 1
+
+
+def test_what_a_unit_says_is_measured_without_its_sign() -> None:
+    """The mean of |output|: a bias of twenty, and what stands still follows no feature."""
+    still = gone(4)
+
+    assert still["mean_output"] == pytest.approx(20, abs=1e-4)
+    assert {it["correlation"] for it in still["responds_to"]} == {0}
+
+
+def test_correlations_are_pearsons() -> None:
+    """As numpy has them."""
+    rng = np.random.default_rng(3)
+    values = rng.normal(size=(200, 4)) @ rng.normal(size=(4, 4))
+    found = correlations(torch.from_numpy(values[:, 0]), torch.from_numpy(values[:, 1:]))
+
+    np.testing.assert_allclose(found.numpy(), np.corrcoef(values.T)[0, 1:], rtol=1e-9)
+
+
+def test_explained_is_that_of_least_squares() -> None:
+    """R^2 of a target with known noise."""
+    rng = torch.Generator().manual_seed(0)
+    by = torch.randn(20_000, 3, generator=rng)
+    target = by @ torch.tensor([[1.0], [2.0], [-2.0]]) + 3 * torch.randn(20_000, 1, generator=rng)
+
+    assert explained(by, target).item() == pytest.approx(0.5, abs=0.02)
+
+
+def test_costs_of_groups_come_from_their_tensors_and_from_the_table() -> None:
+    """By hand for one layer of an LSTM; time is that of the nearest level above the group's narrowest width."""
+    parent = untrained("lstm", 4, layers=1, width=16)
+    child, _, done = halved(parent)
+
+    def level(width: int, offset: float) -> Level:
+        costs = {it: Cost(offset + it * 1e-6, 1.0, 0) for it in (8, 16)}
+        return Level({"layer0": width}, costs[width], {"layer0": costs})
+
+    (cost,) = group_costs(parent.network, child.network, done, Table((level(16, 1e-3), level(8, 2e-3))))
+
+    def numbers(width: int) -> int:  # gates read 4 features and h, two biases; the head reads h
+        return 4 * width * (4 + width + 2) + 4 * width
+
+    assert cost["parameters"] == {"before": numbers(16), "after": numbers(8)}
+    assert cost["bytes"] == {"before": 4 * numbers(16), "after": 4 * numbers(8)}
+    assert cost["step_seconds"]["before"] == pytest.approx(8e-6)
+    assert cost["step_seconds"]["after"] == pytest.approx(0)
+
+
+# sensors
+
+
+def test_trials_say_which_sensors_an_anomaly_is_on() -> None:
+    """Sensors that are not named go on as they were; where nothing is labelled, all do; every kind has its turn."""
+    ramp = np.arange(600.0)[:, None] + 1000 * np.arange(4)
+    drawn = trials(Stretches.of([ramp]), 20, EVENTS[1], np.random.default_rng(0))
+    steady = np.isclose(np.diff(drawn.points, axis=1), 1)
+
+    assert len(drawn.points) == EVENTS[1] == 4 * len(KINDS)
+    assert drawn.labels.any(axis=1).all()
+    assert not drawn.labels[:, :20].any()
+    assert ((drawn.disturbed.sum(axis=1) >= 1) & (drawn.disturbed.sum(axis=1) < 4)).all()
+    events, features = np.nonzero(~drawn.disturbed)
+    assert steady[events, :, features].all()
+    events, features = np.nonzero(drawn.disturbed)
+    assert not steady[events, :, features].all(axis=1).any()
+    unlabelled = ~(drawn.labels[:, 1:] | drawn.labels[:, :-1])
+    assert steady[unlabelled].all()
+
+
+@pytest.mark.parametrize("kind", ["lstm", "autoencoder", "ensemble"])
+def test_without_a_sensor_nothing_of_it_is_left(kind: str) -> None:
+    """Whatever it shows, the scores are the same; and they are scores where the detector has any."""
+    child = fitted(kind)
+    points = machine(150)[None]
+    other = points.copy()
+    other[:, :, 2] += np.random.default_rng(0).normal(size=other.shape[:2]) * 5
+    before, after = (scores_without(child, it, [2], np.zeros(4, np.float32)) for it in (points, other))
+
+    np.testing.assert_array_equal(before, after)
+    np.testing.assert_array_equal(np.isfinite(before), np.isfinite(child.trace(points).score))
+    assert np.nanmax(np.abs(child.trace(points).score - child.trace(other).score)) > 0.5
+
+
+def test_the_only_sensor_that_shows_something_is_not_suggested() -> None:
+    """Of two that tell the same and one that tells of its own, the third is missed most."""
+    rng = np.random.default_rng(0)
+    t = np.arange(1500)
+    wave, own = np.sin(t / 6), np.sin(t / 11)
+    rows = np.stack([wave, wave, own], axis=1) + 0.02 * rng.normal(size=(1500, 3))
+    child = fitted_on(rows)
+    table = sensors(child, Stretches.of([rows]), 0)
+
+    assert 0 < table["average_precision"] <= 1
+    changes = {it["feature"]: it["change"] for it in table["features"]}
+    assert list(changes.values()) == sorted(changes.values(), reverse=True)
+    assert changes["f2"] < 0
+    assert not next(it for it in table["features"] if it["feature"] == "f2")["suggested"]
+
+
+def test_sensors_are_suggested_that_could_go_together() -> None:
+    """Of many that tell the same each alone is not missed, but all of them at once are."""
+    rng = np.random.default_rng(0)
+    rows = np.sin(np.arange(1500) / 6)[:, None] + 0.02 * rng.normal(size=(1500, 12))
+    child = fitted_on(rows)
+    table = sensors(child, Stretches.of([rows]), 0)
+    spare = [it for it in table["features"] if it["suggested"]]
+
+    assert all(it["change"] >= -0.01 for it in spare)
+    assert table["features"][: len(spare)] == spare
+    assert len(spare) < 12
+
+
+def fitted_on(rows: np.ndarray) -> Fitted:
+    """A small forecaster of these rows."""
+    from detectors.training.fit import FitOptions, fit
+
+    names = tuple(f"f{i}" for i in range(rows.shape[1]))
+    options = {"layers": 1, "width": 16}
+    return fit("lstm", Stretches.of([rows]), names, seed=0, options=options, how=FitOptions(updates=150))
+
+
+@pytest.mark.parametrize(
+    ("n_features", "says"), [(1, "only one sensor"), (MOST_SENSORS + 1, f"more than {MOST_SENSORS}")]
+)
+def test_sensors_are_left_out_where_there_is_nothing_to_choose_or_too_much(n_features: int, says: str) -> None:
+    """And it is said."""
+    child = untrained("lstm", n_features, layers=1)
+    table = sensors(child, Stretches.of([np.zeros((400, n_features))]), 0)
+
+    assert says in table["skipped"]
+    assert table["features"] == []
+    assert "never automatic" in table["note"]
+
+
+def test_the_same_seed_gives_the_same_table() -> None:
+    """Another seed gives other anomalies."""
+    child = fitted("gru")
+
+    assert sensors(child, HELD_OUT, 1) == sensors(child, HELD_OUT, 1)
+    assert sensors(child, HELD_OUT, 1) != sensors(child, HELD_OUT, 2)
+
+
+# the command
+
+
+@pytest.fixture
+def prunewatch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """Runs a command line; gives its exit code, standard output and standard error."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        return (code_of(*arguments), *capsys.readouterr())
+
+    return run
+
+
+def code_of(*arguments: object) -> int:
+    """The exit code of a command line."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with `wave`: cycle 1 adopted a child, cycle 2 was below the floor."""
+    folder = tmp_path_factory.mktemp("report")
+    rng, t = np.random.default_rng(0), np.arange(800)
+    values = np.column_stack([np.sin(t / 9), np.cos(t / 15), np.sin(t / 9) * np.cos(t / 15)])
+    values += rng.normal(scale=0.1, size=values.shape)
+    rows = [f"{i}," + ",".join(f"{value:.5f}" for value in row) for i, row in enumerate(values)]
+    (folder / "waves.csv").write_text("\n".join([f"t,a,{STRANGE},c", *rows]) + "\n")
+    (folder / "small.yaml").write_text(
+        "detectors: {wave: {options: {width: 16, layers: 1}, "
+        "gate: {error_ratio: 100, alarm_jaccard: 0, tail_agreement: -1, injected_drop: 1}}}"
+    )
+    where = ("--store", folder / "store")
+    assert code_of("fit", "wave", "--data", folder / "waves.csv", "--config", folder / "small.yaml", *where) == 0
+    assert code_of("prune", "wave", "--size", "6KiB", *where) == 0
+    assert code_of("prune", "wave", "--speedup", 500, *where) == 3
+    return folder / "store"
+
+
+KEYS = {
+    *("detector", "time", "cycle", "device_class", "trigger", "started_seconds", "ended_seconds", "outcome", "reason"),
+    *("lineage", "parent", "child", "best_reachable", "plan", "gate", "removed", "levers", "cost", "sensors", "stages"),
+}
+
+
+@pytest.mark.slow
+def test_the_newest_child_is_reported(prunewatch, pruned: Path) -> None:
+    """As JSON with keys that stay: lineage, plan, what was removed, costs, gate, sensors and stages."""
+    code, out, err = prunewatch("report", "wave", "--json", "--store", pruned)
+    made = json.loads(out)
+    shown = json.loads(prunewatch("show", "wave", "--json", "--store", pruned)[1])["versions"][1]
+
+    assert code == 0, err
+    assert made.keys() == KEYS
+    assert (made["cycle"], made["outcome"], made["device_class"]) == (1, "adopted", "hub")
+    lineage = made["lineage"]
+    assert (lineage["parent_hash"], lineage["parent_version"]) == (shown["parent"]["hash"], 1)
+    assert (lineage["child_hash"], lineage["child_version"]) == (shown["children"]["hub"]["hash"], 2)
+    assert (lineage["criterion"], lineage["seed"]) == ("taylor", 0)
+    assert (lineage["data_rows"], lineage["data_first_stamp"]) == (800, 0)
+    assert lineage["data_last_stamp"] > 0
+    (layer,) = made["removed"]
+    assert made["plan"]["groups"]["layer0"]["after"] == layer["after"] < layer["before"] == 16
+    assert made["child"]["units"] == {"layer0": layer["after"]}
+    assert made["cost"]["groups"][0]["step_seconds"]["before"] >= 0
+    assert made["cost"]["parameters"]["after"] == made["child"]["parameters"]
+    assert made["gate"]["checks"]["size"]["limit"] == 6 << 10
+    assert {it["feature"] for it in made["sensors"]["features"]} == {"a", STRANGE, "c"}
+    assert made["stages"]["report"] > 0
+
+
+@pytest.mark.slow
+def test_the_report_can_be_read(prunewatch, pruned: Path) -> None:
+    """All of it as tables; names that others chose are shown as they are, without what a terminal would obey."""
+    code, out, err = prunewatch("report", "wave", "--store", pruned)
+
+    assert code == 0, err
+    for word in (
+        "wave, hub: cycle 1 of",
+        "(manual): adopted as version 2",
+        "units chosen by taylor, seed 0, 800 points from",
+        "units before -> after",
+        "Stages: layer0",
+        "units removed, by taylor",
+        "others",
+        "time of a step",
+        "injected",
+        "never automatic",
+        "fine-tune",
+        "[red]b\ufffd",
+    ):
+        assert word in out, word
+    assert "\x1b" not in out
+
+
+@pytest.mark.slow
+def test_a_cycle_can_be_named(prunewatch, pruned: Path) -> None:
+    """A rejected one too: what could be reached is told, what was not built is not known."""
+    code, out, _ = prunewatch("report", "wave", "--cycle", 2, "--json", "--store", pruned)
+    made = json.loads(out)
+
+    assert (code, made["outcome"], made.keys()) == (0, "rejected", KEYS)
+    assert made["best_reachable"]["units"]
+    assert (made["removed"], made["gate"], made["lineage"]["child_hash"]) == (None, None, None)
+    assert "speedup 500" in prunewatch("report", "wave", "--cycle", 2, "--store", pruned)[1]
+    code, _, err = prunewatch("report", "wave", "--cycle", 9, "--store", pruned)
+    assert (code, "The newest are: 2, 1" in err) == (2, True)
+    code, _, err = prunewatch("report", "wave", "--device-class", "pi4", "--store", pruned)
+    assert (code, "not been pruned for 'pi4'" in err) == (2, True)
+
+
+@pytest.fixture
+def server(pruned: Path, tmp_path: Path):
+    """The address of `prunewatch serve` on a copy of the store, in a process of its own."""
+    root = shutil.copytree(pruned, tmp_path / "store")
+    with socket.socket() as free, socket.socket() as other:
+        free.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        listen, admin = (f"127.0.0.1:{it.getsockname()[1]}" for it in (free, other))
+    command = [sys.executable, "-c", "from server.cli import main; main()", "serve", "--store", str(root)]
+    with (tmp_path / "server.log").open("wb") as log:
+        process = subprocess.Popen([*command, "--listen", listen, "--admin", admin], stderr=log)
+    deadline = time.monotonic() + 30
+    while not answers(listen):
+        assert process.poll() is None, (tmp_path / "server.log").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    yield listen
+    process.terminate()
+    assert process.wait(30) == 0, (tmp_path / "server.log").read_text()
+
+
+def answers(address: str) -> bool:
+    """Whether somebody listens there."""
+    host, port = address.split(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) == 0
+
+
+@pytest.mark.slow
+def test_a_server_reports_as_the_store_does(prunewatch, pruned: Path, server: str) -> None:
+    """The same object, stages and data included; and a dry run there has the keys and the plan of one here."""
+    local = json.loads(prunewatch("report", "wave", "--json", "--store", pruned)[1])
+    code, out, err = prunewatch("report", "wave", "--json", "--server", server)
+    assert code == 0, err
+    far = json.loads(out)
+    stamps = ("started_seconds", "ended_seconds")
+    assert [far.pop(key) for key in stamps] == pytest.approx([local.pop(key) for key in stamps])
+    assert far == local
+    code, out, _ = prunewatch("report", "wave", "--cycle", 2, "--server", server)
+    assert (code, "speedup 500" in out) == (0, True)
+
+    dry = ("prune", "wave", "--size", "6KiB", "--dry-run", "--json")
+    there, here = (json.loads(prunewatch(*dry, *at)[1]) for at in (("--server", server), ("--store", pruned)))
+    assert there.keys() == here.keys()
+    assert there["plan"]["groups"] == here["plan"]["groups"]
+
+
+@pytest.mark.slow
+def test_a_dry_run_shows_the_plan(prunewatch, pruned: Path) -> None:
+    """As a table: group, units before and after, the rise of the loss, stages and time; nothing has changed."""
+    code, out, err = prunewatch("prune", "wave", "--size", "6KiB", "--dry-run", "--store", pruned)
+
+    assert code == 0, err
+    for word in ("units before -> after", "rise of the loss before training", "16 -> 8", "Stages: layer0 8;", "p50"):
+        assert word in out, word
+
+
+def older(root: Path, result: Mapping[str, object], outcome: str = "adopted") -> None:
+    """A store with `pump` and one cycle that ended so."""
+    with Store.open(root) as store:
+        store.catalog.create_detector("pump", DetectorConfig().model_dump(mode="json"))
+        bundle = ewma_bundle("pump", 1, device_class="parent")
+        write_bundle(bundle, store.bundle_folder(bundle.hash))
+        facts = {"hash": bundle.hash, "version": 1, "units": {"lstm0": 2}, "parameters": 3, "bytes": bundle.size}
+        parent = {**facts, "p50_seconds": 1e-3, "p99_seconds": 2e-3, "error": 0.5}
+        publish_fit(store, "pump", {"parent": parent, "rows": 10})
+        cycle = store.catalog.begin_cycle("pump", "hub", "manual")
+        store.catalog.end_cycle(cycle, outcome, "", {"parent": parent, **result})
+
+
+def test_cycles_of_older_versions_say_what_is_known(prunewatch, tmp_path: Path) -> None:
+    """Sizes and gate; and that what was removed is not known."""
+    child = {"hash": "0" * 64, "version": 2, "units": {"lstm0": 1}, "parameters": 2, "bytes": 9, "error": 0.5}
+    check = {"value": 1.1, "limit": 1.5, "passed": True, "detail": "the error is fine"}
+    result = {
+        "child": {**child, "p50_seconds": 1e-4, "p99_seconds": 2e-4},
+        "gate": {"passed": True, "checks": {"error": check}},
+    }
+    older(tmp_path / "store", result)
+    code, out, err = prunewatch("report", "pump", "--store", tmp_path / "store")
+
+    assert code == 0, err
+    for word in ("adopted as version 2", "100us", "an older version ran this cycle", "the error is fine"):
+        assert word in out, word
+    made = json.loads(prunewatch("report", "pump", "--json", "--store", tmp_path / "store")[1])
+    assert made.keys() == KEYS
+    assert (made["plan"], made["lineage"]["seed"]) == (None, None)
+
+
+def test_a_detector_without_a_child_says_what_to_do(prunewatch, tmp_path: Path) -> None:
+    """No cycle at all, or none that built anything; and a detector that is not there."""
+    older(tmp_path / "store", {}, "failed")
+    code, _, err = prunewatch("report", "pump", "--store", tmp_path / "store")
+    assert (code, "no cycle has built a child" in err, "--cycle 1" in err) == (2, True, True)
+    assert "(manual): failed" in prunewatch("report", "pump", "--cycle", 1, "--store", tmp_path / "store")[1]
+    code, _, err = prunewatch("report", "pum", "--store", tmp_path / "store")
+    assert (code, "There are: pump" in err) == (2, True)
+
+    with Store.open(tmp_path / "store") as store:
+        store.catalog.create_detector("valve", DetectorConfig().model_dump(mode="json"))
+    code, _, err = prunewatch("report", "valve", "--store", tmp_path / "store")
+    assert (code, "prunewatch prune valve --speedup 4" in err) == (2, True)
