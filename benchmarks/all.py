@@ -27,6 +27,7 @@ BENCHMARKS = (
     "warm_start",
     "detection",
     "explain",
+    "while_fitting",
     "pruning_grid",
     "importance",
     "gate",

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 CORRECTIONS = 3  # children built at most: one that misses the budget is made narrower
 FINAL_ROUNDS = 21  # of the measurement that decides
+IMPROVED = 0.99  # of its error: a parent that is updated for less leaves its frontier behind for noise
 MINIMUM_JUDGED = 60  # points of a run that calibration and the gate need beside the warm-up
 UPDATE_RATE = (
     1e-3  # learning rate of the parent's update: a third of the first fit's, so that it follows and does not jump
@@ -47,12 +48,14 @@ class CycleOptions:
         criterion: Importance of units.
         repair: Whether the kept units take over what they can of the dropped ones.
         seed: Same seed, parent and points: same child (measured times aside).
-        update_parent: First train the parent on with the recent points.
-        dry_run: Stop at the plan.
+        update_parent: Train the parent on with the recent points.
+        dry_run: Stop at the plan; nothing is trained, not even the parent.
         updates: Gradient steps of fine-tuning each member of the network, over all stages.
         limits: Of the gate.
         tables: Where latency tables are kept from one cycle to the next.
-        frontier: Children of the parent to pick from, where the parent is not updated and the batch is the budget's.
+        frontier: Children of the parent to pick from, where the batch is the budget's.
+        frontier_first: Pick before the parent is updated, which then happens only where nothing was picked. Else an
+            updated parent has no children yet.
     """
 
     criterion: str = DEFAULT
@@ -64,6 +67,7 @@ class CycleOptions:
     limits: GateLimits = field(default_factory=GateLimits)
     tables: Tables = field(default_factory=NoTables)
     frontier: Frontier | None = None
+    frontier_first: bool = True
 
 
 @dataclass(frozen=True)
@@ -120,23 +124,35 @@ def run_cycle(
     require_prunable(parent)
     training, held_out = split(parent, recent)
     report = _Report(budget, held_out, parent_version, version, progress, clock)
+    with seeded(how.seed):
+        return _run(parent, training, held_out, budget, how, report)
 
+
+def _run(
+    parent: Fitted, training: Stretches, held_out: Stretches, budget: Budget, how: CycleOptions, report: _Report
+) -> Candidate:
+    """The cycle on points that are split; global generators are seeded."""
     report.stage("update")
-    dense, updated = update(parent, training, held_out, how, progress) if how.update_parent else (parent, False)
-    dense = dense.recalibrated(held_out, training)
-
-    picked = None if updated else _picked(dense, budget, training, held_out, how, report)
+    dense, updated, picked = parent.recalibrated(held_out, training), False, None
+    picks_first = how.frontier_first or not how.update_parent
+    if picks_first:
+        picked = _picked(dense, budget, training, held_out, how, report)
+    if picked is None and how.update_parent and not how.dry_run:
+        report.stage("update")
+        newer, updated = update(parent, training, held_out, how, report.progress)
+        dense = newer.recalibrated(held_out, training) if updated else dense
+    if not picks_first and not updated:
+        picked = _picked(dense, budget, training, held_out, how, report)
     if picked is not None:
         return picked
 
     report.stage("search")
-    with seeded(how.seed):
-        search = Search(dense, training, budget, how.criterion, how.seed, how.tables)
-        plan = search.plan()
+    search = Search(dense, training, budget, how.criterion, how.seed, how.tables)
+    plan = search.plan()
     if isinstance(plan, Floor):
         return Candidate(report.infeasible(dense, plan), dense, updated)
     if how.dry_run:
-        return Candidate(report.planned(dense, search, plan, how.updates), dense, updated, plan=plan)
+        return Candidate(report.planned(dense, search, plan, how), dense, updated, plan=plan)
 
     derivation = _derivation(dense, training, search, plan, how, report)
     child, plan, dense_time, child_time = _meet(budget, search, plan, derivation, training, held_out, report)
@@ -146,7 +162,8 @@ def run_cycle(
     candidate = _concluded(made, gate, dense, budget, held_out, how, report)
     missed = Floor(plan.structure, plan.units, child_time, len(step_graph(child)), dense_time)
     in_budget = within(child_time, missed.bytes, dense_time, budget)
-    outcome = replace(candidate.outcome, best_reachable=None if in_budget else missed.reachable(budget))
+    best = None if in_budget else missed.reachable(budget, narrower=not search.is_narrowest(plan))
+    outcome = replace(candidate.outcome, best_reachable=best)
     return replace(candidate, outcome=outcome, updated=updated, criterion=how.criterion, plan=plan)
 
 
@@ -226,16 +243,16 @@ def split(parent: Fitted, recent: Stretches) -> tuple[Stretches, Stretches]:
 def update(
     parent: Fitted, training: Stretches, held_out: Stretches, how: CycleOptions, progress: Progress
 ) -> tuple[Fitted, bool]:
-    """Trains a copy of the parent on with recent points; the old one stays where the new one is no better."""
+    """Trains a copy of the parent on with recent points; the old one stays where the new one is hardly better."""
     network = copy.deepcopy(parent.network)
-    options = FitOptions(updates=max(1, how.updates // 2), learning_rate=UPDATE_RATE)
+    options = FitOptions(updates=max(1, how.updates // 2), learning_rate=UPDATE_RATE, contamination=parent.trim)
     members = [member for member in network.members.values() if member.learned_by_gradient]
     with seeded(how.seed):
         for i, member in enumerate(members):
             told = partly(lambda _stage, done, message: progress("update", done, message), i, len(members))
             train(member, training, held_out, parent.scaler, options, how.seed, told)
     newer = parent.with_network(network)
-    better = trimmed_error(newer, held_out) < trimmed_error(parent, held_out)
+    better = trimmed_error(newer, held_out) < IMPROVED * trimmed_error(parent, held_out)
     return (newer, True) if better else (parent, False)
 
 
@@ -291,7 +308,7 @@ def _meet(
         dense_time, child_time = measure([search.dense_graph, child_graph], budget.batch, rounds=FINAL_ROUNDS)
         if within(child_time, len(child_graph), dense_time, budget) or turn + 1 == CORRECTIONS:
             break
-        narrower = search.tighter(plan, child_time)
+        narrower = search.tighter(plan, child_time, dense_time)
         if narrower is None:
             break
         plan = narrower
@@ -325,7 +342,7 @@ def _picked(
     plan = {**found.point.plan, "frontier": place}
     made = _Made(found.child, found.point.kept, Structure(), found.latency, found.dense, plan)
     if how.dry_run:
-        return Candidate(report.waiting(made, dense), dense, False)
+        return Candidate(report.waiting(made, dense, how), dense, False)
     as_built = replace(how, criterion=facts.criterion)
     gate = _judged(made, dense, budget, held_out, as_built, report)
     return _concluded(made, gate, dense, budget, held_out, as_built, report) if gate.passed else None
@@ -426,20 +443,21 @@ class _Report:
             stages=self.seconds,
         )
 
-    def waiting(self, made: _Made, dense: Fitted) -> Outcome:
+    def waiting(self, made: _Made, dense: Fitted, how: CycleOptions) -> Outcome:
         """A dry run ends with a child of the frontier, where one meets the budget."""
         self.stage("done")
         place = made.plan["frontier"]
         return Outcome(
             "planned",
-            f"would take child {place['point']} of {place['points']} from the frontier, and judge it",
+            f"would {_updating(how.update_parent and not how.frontier_first)}take child {place['point']} of "
+            f"{place['points']} from the frontier, and judge it",
             self.parent_sized(dense, made.dense),
             self.child_sized(made.child, made.latency),
             stages=self.seconds,
             plan=made.plan,
         )
 
-    def planned(self, dense: Fitted, search: Search, plan: Plan, updates: int) -> Outcome:
+    def planned(self, dense: Fitted, search: Search, plan: Plan, how: CycleOptions) -> Outcome:
         """A dry run ends with the plan."""
         self.stage("done")
         base = search.base(plan.structure).network
@@ -448,7 +466,8 @@ class _Report:
         pulled = f"take it {plan.structure}, " if plan.structure else ""
         return Outcome(
             "planned",
-            f"would {pulled}prune in {steps} stage{'s' * (steps > 1)} and fine-tune for {updates} updates",
+            f"would {_updating(how.update_parent)}{pulled}prune in {steps} stage{'s' * (steps > 1)} and fine-tune for "
+            f"{how.updates} updates",
             self.parent_sized(dense, plan.dense),
             Sized(
                 self._version,
@@ -461,5 +480,10 @@ class _Report:
                 None,
             ),
             stages=self.seconds,
-            plan=described(search, plan, updates),
+            plan=described(search, plan, how.updates),
         )
+
+
+def _updating(wanted: bool) -> str:
+    """What a dry run says of a parent that a cycle would train on."""
+    return "train the parent on with recent points and keep that where it is better, " if wanted else ""

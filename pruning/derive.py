@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from detectors.training.fit import Progress, chunks_over, partly, silent
+from detectors.training.fit import TRIM, Progress, chunks_over, partly, silent
 from detectors.training.fitted import Fitted
 from detectors.training.networks import Network
-from detectors.training.stretches import Stretches
+from detectors.training.stretches import Lanes, Stretches, Windows
 from pruning.damage import most_important
 from pruning.finetune import Kept, finetune
 from pruning.groups import Keep, prunable
@@ -88,6 +88,9 @@ class Derivation:
 
         Args:
             units: Widths of the groups that lose units, none above what is left.
+
+        Returns:
+            A detector whose network may be trained on in place: the next call goes on from it.
         """
         how = self._how
         now = {name: width for name, width in self._network.units.items() if name in units}
@@ -103,10 +106,6 @@ class Derivation:
             self._spent += 1
         return self._parent.with_network(self._network)
 
-    def learned(self, network: Network) -> None:
-        """Goes on from the same units with other weights, where somebody else has trained them."""
-        self._network = network
-
     def _narrower(self, name: str, member: Network, widths: Units, updates: int, progress: Progress) -> Network:
         """One member cut, repaired and fine-tuned against the same member of the parent."""
         groups = prunable(member)
@@ -118,7 +117,7 @@ class Derivation:
         values = importance(how.criterion, Evidence(member, chunks, how.seed))
         keep = {group.name: most_important(values[group.name], widths[_full(name, group.name)]) for group in groups}
         self._note(name, keep)
-        narrow = remove_and_repair(member, keep, chunks) if how.repair else remove(member, keep)
+        narrow = self._cut(member, keep, chunks)
         if not updates or not member.learned_by_gradient:
             return narrow
         self._stage("fine-tune")
@@ -128,8 +127,21 @@ class Derivation:
             for group in narrow.groups()
             for indices in [self._kept[_full(name, group.name)]]
         ]
-        finetune(narrow, teacher, self._training, scaler, kept=kept, updates=updates, seed=seed, progress=progress)
+        finetune(
+            narrow,
+            teacher,
+            self._training,
+            scaler,
+            kept=kept,
+            updates=updates,
+            seed=seed,
+            trim=max(TRIM, self._parent.trim),
+            progress=progress,
+        )
         return narrow
+
+    def _cut(self, member: Network, keep: Keep, chunks: Lanes | Windows) -> Network:
+        return remove_and_repair(member, keep, chunks) if self._how.repair else remove(member, keep)
 
     def _drop_idle(self) -> None:
         """Units that say nothing leave first, whatever the budget, and even from a protected group."""
@@ -142,7 +154,7 @@ class Derivation:
                 stay[silent_units] = False
                 keep[group] = stay.nonzero().flatten() if bool(stay.any()) else torch.tensor([0])
             if keep:
-                members[name] = remove_and_repair(member, keep, chunks)
+                members[name] = self._cut(member, keep, chunks)
                 self._note(name, keep)
         self._network = self._network.with_members(members)
 

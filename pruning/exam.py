@@ -37,7 +37,7 @@ from detectors.training.fit import HELD_OUT
 from detectors.training.fitted import Fitted, scored
 from detectors.training.stretches import Stretches
 from pruning.gate import EVENTS_PER_KIND, Ranking
-from pruning.injection import LENGTHS, Events, inject
+from pruning.injection import LENGTHS, Events, due_labels, inject
 
 AFTERMATH = 20  # points after an event that do not count
 UNSCORED = -1.0  # a diverged network's NaN: below every score, so that silence is not rewarded
@@ -88,6 +88,7 @@ class Exam:
             every: Only each so-many-th event, all kinds alike: quicker and less exact.
         """
         points, labels = self.events.points[::every], self.events.labels[::every]
+        labels = due_labels(labels, fitted.network.stride)
         due = self.counted[::every] & scored(fitted.network, fitted.how, 0, points.shape[1])
         score = np.nan_to_num(fitted.trace(points).score[due], nan=UNSCORED)
         return Ranking(score, labels[due]).average_precision()

@@ -11,13 +11,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detectors.training.calibrate import CLIP, Scaler
-from detectors.training.fit import Progress, Runner, chunks_over, descend, optimizer_for, silent, trimmed_mean
+from detectors.training.fit import (
+    TRIM,
+    Progress,
+    Runner,
+    chunks_over,
+    descend,
+    optimizer_for,
+    seeded,
+    silent,
+    training_loss,
+    trimmed_mean,
+)
 from detectors.training.fitted import mean_square
 from detectors.training.networks import Network, Pass
 from detectors.training.stretches import Stretches
 from pruning.injection import TAUGHT, disturb
 
-DISTILL = 0.5  # weight of agreeing with the parent beside predicting the points themselves
+DISTILL = 0.9  # weight of agreeing with the parent beside predicting the points themselves
 HIDDEN = 0.1  # weight, falling to none, of hidden units saying what they say in the parent, in units of their variance
 HIDDEN_FLOOR = 1e-3  # of that variance
 DISTURBED_SHARE = 0.25  # of the lanes or windows carry synthetic anomalies: there the parent alone says what is right
@@ -48,14 +59,16 @@ def finetune(
     kept: Sequence[Kept] = (),
     updates: int,
     seed: int,
+    trim: float = TRIM,
     progress: Progress = silent,
 ) -> None:
     """Trains `student` in place on the trimmed error and on agreement with `teacher` (Hinton et al. 2015).
 
     Both see the same scaled points, so the difference of their residuals is the difference of their outputs. Units that
-    were kept begin by saying what they say in the teacher, and may leave it later. A detector is judged by what it does off the beaten
-    track, so some lanes are disturbed; they count for the agreement only. The gate judges on more kinds than are shown
-    here.
+    were kept begin by saying what they say in the teacher, and may leave it later. A detector is judged by what it does
+    off the beaten track, so some lanes are disturbed; they count for the agreement only. The gate judges on more kinds
+    than are shown here. A student that samples while it is trained (a variational one) does so here too; the teacher
+    never does.
 
     Args:
         student: Pruned; its window may be the shorter one.
@@ -64,7 +77,8 @@ def finetune(
         scaler: Of both.
         kept: Units of the student that are units of the teacher.
         updates: Gradient steps.
-        seed: Of the points and disturbances.
+        seed: Of the points, disturbances and samples.
+        trim: Share of the largest losses of a batch that is not learned from.
         progress: Told after every update.
     """
     chunks = chunks_over(data, scaler, longer(student, teacher), seed)
@@ -72,23 +86,26 @@ def finetune(
     optimizer, schedule = optimizer_for(student, updates, LEARNING_RATE)
     rng = np.random.default_rng(seed)
     scale = Scaler.fit(np.concatenate([scaler(part) for part in data.filled().parts])).scale
-    for i, clean in enumerate(chunks.chunks(updates)):
-        lanes = int(len(clean.points) * DISTURBED_SHARE)
-        chunk = replace(clean, points=disturbed(clean.points, lanes, scale, rng, scaler.clip))
-        out = run(chunk)
-        with torch.no_grad():
-            wanted = ask(chunk)
-        residual, goal = shared(out.residual, wanted.residual)
-        counted = chunk.counted[:, -residual.shape[1] :]
-        normal = counted.clone()
-        normal[:lanes] = False
-        own = trimmed_mean(mean_square(residual), normal)
-        agree = trimmed_mean(mean_square(residual - goal), counted, trim=0.0)
-        guidance = HIDDEN * (1 - i / updates)
-        loss = (1 - DISTILL) * own + DISTILL * agree + guidance * hidden_distance(out, wanted, kept, counted)
-        descend(student, optimizer, loss)
-        schedule.step()
-        progress("fine-tune", (i + 1) / updates, f"error {own.item():.4f}, distance to parent {agree.item():.4f}")
+    student.train()
+    with seeded(seed):
+        for i, clean in enumerate(chunks.chunks(updates)):
+            lanes = int(len(clean.points) * DISTURBED_SHARE)
+            chunk = replace(clean, points=disturbed(clean.points, lanes, scale, rng, scaler.clip))
+            out = run(chunk)
+            with torch.no_grad():
+                wanted = ask(chunk)
+            residual, goal = shared(out.residual, wanted.residual)
+            counted = chunk.counted[:, -residual.shape[1] :]
+            normal = counted.clone()
+            normal[:lanes] = False
+            own = training_loss(newest(out, residual), normal, trim)
+            agree = trimmed_mean(mean_square(residual - goal), counted, trim=0.0)
+            guidance = HIDDEN * (1 - i / updates)
+            loss = (1 - DISTILL) * own + DISTILL * agree + guidance * hidden_distance(out, wanted, kept, counted)
+            descend(student, optimizer, loss)
+            schedule.step()
+            progress("fine-tune", (i + 1) / updates, f"error {own.item():.4f}, distance to parent {agree.item():.4f}")
+    student.eval()
 
 
 def longer(student: Network, teacher: Network) -> Network:
@@ -100,6 +117,11 @@ def shared(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
     """Residuals [B, T, R, F] at the points and positions that both judge: the last ones."""
     points, positions = (min(ours.shape[axis], theirs.shape[axis]) for axis in (1, 2))
     return ours[:, -points:, -positions:], theirs[:, -points:, -positions:]
+
+
+def newest(out: Pass, residual: Tensor) -> Pass:
+    """A pass cut to the points of `residual` [B, T, R, F], its last ones, with that as its residual."""
+    return out._replace(residual=residual, loss=None if out.loss is None else out.loss[:, -residual.shape[1] :])
 
 
 def hidden_distance(out: Pass, wanted: Pass, kept: Sequence[Kept], counted: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from detectors.errors import InvalidInputError
-from detectors.training.calibrate import Scaler
 from detectors.training.export import step_graph
 from detectors.training.fit import Progress, seeded, silent
 from detectors.training.fitted import Fitted
@@ -22,9 +21,8 @@ from pruning.cycle import FINAL_ROUNDS, require_prunable, split
 from pruning.damage import Curve, damage, losses
 from pruning.derive import Derivation, DeriveOptions
 from pruning.frontier_facts import MOST_POINTS, POINTS, FrontierFacts, FrontierPoint, marked
-from pruning.gate import EVENTS_PER_KIND, GateLimits, Ranking, judge, trimmed_error
+from pruning.gate import GateLimits, Ranking, injected, judge, trimmed_error
 from pruning.importance import DEFAULT
-from pruning.injection import inject
 from pruning.knapsack import Choice, solve
 from pruning.latency import measure
 from pruning.limits import within
@@ -138,12 +136,23 @@ def build_frontier(
         raise InvalidInputError(f"{points} is not between 1 and {MOST_POINTS}.", field="points")
     require_prunable(parent)
     training, held_out = split(parent, recent)
-    dense = parent.recalibrated(held_out, training)
-
-    progress("search", 0.0, "measuring widths")
     with seeded(how.seed):
-        table = table_of(dense, batch, how.tables)
-        curves = damage(dense, training, how.criterion, how.seed, losses(dense, training, how.seed))
+        return _built(parent.recalibrated(held_out, training), training, held_out, batch, points, how, progress)
+
+
+def _built(
+    dense: Fitted,
+    training: Stretches,
+    held_out: Stretches,
+    batch: int,
+    points: int,
+    how: FrontierOptions,
+    progress: Progress,
+) -> Frontier:
+    """The frontier of a parent that is calibrated on the same points; global generators are seeded."""
+    progress("search", 0.0, "measuring widths")
+    table = table_of(dense, batch, how.tables)
+    curves = damage(dense, training, how.criterion, how.seed, losses(dense, training, how.seed))
     wanted = targets(table, curves, points)
 
     children, kept = [], []
@@ -261,14 +270,7 @@ class _Exam:
 
     def __init__(self, dense: Fitted, held_out: Stretches, latency: Latency, how: FrontierOptions) -> None:
         self._dense, self._held_out, self._latency, self._how = dense, held_out, latency, how
-        normal = held_out.filled()
-        self._events = inject(
-            normal,
-            Scaler.fit(normal.rows).scale,
-            per_kind=EVENTS_PER_KIND,
-            warm_up=dense.warm_up_points,
-            rng=np.random.default_rng(how.seed),
-        )
+        self._events = injected([dense], held_out, np.random.default_rng(how.seed))
         self._found = self._precision(dense)
 
     def judged(

@@ -11,6 +11,7 @@ from pruning.outcome import MARGIN, Budget, Latency, Sized
 
 POINTS = 8  # children, where nobody says how many
 MOST_POINTS = 32
+SAME_ERROR = 1.01  # times the least error: less than that is another draw of points
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,9 @@ class FrontierFacts:
     def meeting(self, budget: Budget, dense: Latency) -> list[int]:
         """Which points should meet a budget now, in the order in which they are to be tried.
 
-        The one with the least error first, then narrower ones: machines drift, and it may miss the budget when it is
-        measured again. Times are scaled by what became of the parent's, and must leave the margin that a search leaves.
+        The one with the least error first; errors within `SAME_ERROR` of it are equal, and among those the one counts
+        that agrees most with the parent, then the widest. After it come narrower ones: machines drift, and it may miss
+        the budget when it is measured again. Times are scaled by what became of the parent's, and must leave the margin that a search leaves.
 
         Args:
             budget: What is asked.
@@ -95,7 +97,9 @@ class FrontierFacts:
         ]
         if not fitting:
             return []
-        best = min(fitting, key=lambda index: self.points[index].error_ratio)
+        least = min(self.points[index].error_ratio for index in fitting)
+        equal = [index for index in fitting if self.points[index].error_ratio <= least * SAME_ERROR]
+        best = max(equal, key=lambda index: (round(self.points[index].agreement, 2), -index))
         faster = [index for index in fitting if self.points[index].p50_seconds < self.points[best].p50_seconds]
         return [best, *sorted(faster, key=lambda index: -self.points[index].p50_seconds)]
 

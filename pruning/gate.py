@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 from detectors.training.calibrate import Scaler
 from detectors.training.fitted import Fitted, mean_residuals
 from detectors.training.stretches import Stretches
-from pruning.injection import inject
+from pruning.injection import Events, inject
 from pruning.limits import limits, said
 from pruning.outcome import Budget, Check, Gate, Latency
 
@@ -21,7 +23,7 @@ EVENTS_PER_KIND = 36
 TAIL = 0.1
 ALARMS = 50  # segments the parent raises at the cut where alarms are compared ...
 HIGHEST_CUT = 3.0  # ... which is never above this score: beyond one in a thousand the tail is extrapolated
-GAP = 5  # alarms closer than this are one segment
+GAP = 5  # alarms closer than this are one segment; so many points that have a score
 RATE_RANGE = (0.5, 2.0)  # gross change only: on normal points calibration has made the rates equal
 RESAMPLES = 400
 CONFIDENCE = 0.05  # one-sided
@@ -89,16 +91,9 @@ def judge(
             f"the error on held-out points is {ratio:.2f} times the parent's (limit {limits_.error_ratio:g})",
         )
     )
-    normal = held_out.filled()
-    events = inject(
-        normal,
-        Scaler.fit(normal.rows).scale,
-        per_kind=EVENTS_PER_KIND,
-        warm_up=max(parent.warm_up_points, child.warm_up_points),
-        rng=rng,
-    )
+    events = injected([parent, child], held_out, rng)
     ours, theirs = child.trace(events.points).score, parent.trace(events.points).score
-    checks += _alarm_checks(theirs, ours, limits_)
+    checks += _alarm_checks(theirs, ours, limits_, GAP * stride_of([parent, child]))
     agreement = tail_agreement(theirs, ours)
     checks.append(
         Check(
@@ -124,6 +119,24 @@ def judge(
     return Gate(tuple(checks))
 
 
+def injected(detectors: Sequence[Fitted], held_out: Stretches, rng: np.random.Generator) -> Events:
+    """Anomalies that all of some detectors can be asked about, in normal points that they were not trained on."""
+    normal = held_out.filled()
+    return inject(
+        normal,
+        Scaler.fit(normal.rows).scale,
+        per_kind=EVENTS_PER_KIND,
+        warm_up=max(detector.warm_up_points for detector in detectors),
+        rng=rng,
+        stride=stride_of(detectors),
+    )
+
+
+def stride_of(detectors: Sequence[Fitted]) -> int:
+    """From one point that all of some detectors score to the next."""
+    return math.lcm(*(detector.network.stride for detector in detectors))
+
+
 def trimmed_error(fitted: Fitted, points: Stretches) -> float:
     """Mean squared residual in scaled units, before normalisation, without the worst `TRIM` of the points."""
     errors = np.sort(np.concatenate(list(mean_residuals(fitted.network, fitted.scaler, points))))
@@ -147,10 +160,17 @@ def injected_drop(
 
 
 def tail_agreement(parent: FloatArray, child: FloatArray) -> float:
-    """Spearman's rank correlation over the points with the highest `TAIL` of the parent's scores."""
+    """Spearman's rank correlation over the points with the highest `TAIL` of the parent's scores.
+
+    1 where there is no order to agree on: scores that are all alike, or fewer than three points in the tail.
+    """
     both = np.isfinite(parent) & np.isfinite(child)
     theirs, ours = parent[both], child[both]
+    if not len(theirs) or theirs.min() == theirs.max():
+        return 1.0
     top = theirs >= np.quantile(theirs, 1 - TAIL)
+    if top.sum() < 3:
+        return 1.0
     return float(np.corrcoef(_ranks(theirs[top]), _ranks(ours[top]))[0, 1])
 
 
@@ -174,16 +194,17 @@ class Ranking:
         return float((hits * precision).sum() / max(hits.sum(), 1.0))
 
 
-def _alarm_checks(parent: FloatArray, child: FloatArray, limits_: GateLimits) -> list[Check]:
+def _alarm_checks(parent: FloatArray, child: FloatArray, limits_: GateLimits, gap: int = GAP) -> list[Check]:
     """Whether they raise the same alarms, both at as many points; and whether the child's scale means the same.
 
     Two questions, two cuts: with few held-out points the tail of a scale is extrapolated, and a child that ranks points
     as its parent does would be called different for where its scale puts them.
     """
-    cut = cut_for(parent, ALARMS)
-    theirs, ours = segments(parent >= cut), segments(child >= cut_at(child, int((parent >= cut).sum())))
-    found = sum(_meets(segment, ours) for segment in theirs)
-    shared = min(found, sum(_meets(segment, theirs) for segment in ours))
+    cut = cut_for(parent, ALARMS, gap)
+    theirs = segments(parent >= cut, gap)
+    ours = segments(child >= cut_at(child, int((parent >= cut).sum())), gap)
+    found = sum(_meets(segment, ours, gap) for segment in theirs)
+    shared = min(found, sum(_meets(segment, theirs, gap) for segment in ours))
     jaccard = shared / max(len(theirs) + len(ours) - shared, 1)
     rate = float((child >= cut).sum() / max((parent >= cut).sum(), 1))
     where = f"at score {cut:.2f}, where the parent raises {len(theirs)} alarms"
@@ -210,22 +231,22 @@ Segment = tuple[int, int, int]
 """event, first point, last point"""
 
 
-def segments(alarms: NDArray[np.bool_]) -> list[Segment]:
-    """Runs of alarms in each row, runs less than `GAP` apart joined."""
+def segments(alarms: NDArray[np.bool_], gap: int = GAP) -> list[Segment]:
+    """Runs of alarms in each row, runs less than `gap` points apart joined."""
     found: list[Segment] = []
     for row, flags in enumerate(alarms):
         for at in np.flatnonzero(flags):
-            if found and found[-1][0] == row and at - found[-1][2] < GAP:
+            if found and found[-1][0] == row and at - found[-1][2] < gap:
                 found[-1] = (row, found[-1][1], int(at))
             else:
                 found.append((row, int(at), int(at)))
     return found
 
 
-def cut_for(scores: FloatArray, wanted: int) -> float:
+def cut_for(scores: FloatArray, wanted: int, gap: int = GAP) -> float:
     """The highest cut, up to `HIGHEST_CUT`, with at least `wanted` alarm segments, or the median score."""
     for cut in np.minimum(np.quantile(scores[np.isfinite(scores)], np.linspace(0.999, 0.5, 100)), HIGHEST_CUT):
-        if len(segments(scores >= cut)) >= wanted:
+        if len(segments(scores >= cut, gap)) >= wanted:
             return float(cut)
     return float(np.nanquantile(scores, 0.5))
 
@@ -236,6 +257,6 @@ def cut_at(scores: FloatArray, points: int) -> float:
     return float(falling[min(points, len(falling)) - 1]) if points and len(falling) else float("inf")
 
 
-def _meets(segment: Segment, others: list[Segment]) -> bool:
+def _meets(segment: Segment, others: list[Segment], gap: int) -> bool:
     row, first, last = segment
-    return any(other == row and start <= last + GAP and stop >= first - GAP for other, start, stop in others)
+    return any(other == row and start <= last + gap and stop >= first - gap for other, start, stop in others)

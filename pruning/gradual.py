@@ -2,28 +2,33 @@
 
 Zhu & Gupta 2018 ("To prune, or not to prune") take weights out gradually; here whole units go, at a few moments of the
 fit, chosen by importance and repaired each time. No dense parent is left, and none teaches: what comes out is a narrow
-detector for about the price of one fit. A later cycle can not make it wider again.
+detector for about the price of one fit. A later cycle can not make it wider again. What learns without gradients is
+grown whole, and loses units without learning in between.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from detectors.training.export import step_graph
 from detectors.training.fit import Begun, FitOptions, Progress, begin, partly, seeded, silent, train, updates_for
 from detectors.training.fitted import ErrorOptions, Fitted
 from detectors.training.networks import Network
 from detectors.training.networks.base import Options
 from detectors.training.stretches import Stretches
-from pruning.cycle import require_prunable
+from pruning.cycle import FINAL_ROUNDS, require_prunable
 from pruning.derive import Derivation, DeriveOptions
 from pruning.importance import DEFAULT
-from pruning.outcome import Budget
-from pruning.search import Floor, Plan, Search
+from pruning.latency import measure
+from pruning.limits import within
+from pruning.outcome import Budget, Latency
+from pruning.search import Floor, Plan, Search, geometric
 from pruning.table import NoTables, Tables, Units
 
 DENSE = 0.4  # share of the updates before the first units leave
 REMOVALS = 4  # moments at which units leave
 BETWEEN = 0.1  # share of the updates after each but the last; that one gets the rest
+CORRECTIONS = 2  # further removals at most, where what was built misses the budget; so much of the fit after each
 
 
 @dataclass(frozen=True)
@@ -31,14 +36,20 @@ class Gradual:
     """What pruning while fitting made.
 
     Attributes:
-        fitted: The narrow detector; None where the budget can not be met.
-        plan: The widths it was pruned to, or the floor that was missed.
+        fitted: The narrow detector; None where the budget was not met.
+        plan: The widths it was pruned to; what misses the budget where there is no detector.
+        narrower: Whether it is not the network's floor that misses it, but what was built in the end.
         dense_units: What it began with.
+        dense: The time of that.
+        latency: Of the narrow detector, or of what misses the budget, in the same run.
     """
 
     fitted: Fitted | None
     plan: Plan | Floor
+    narrower: bool
     dense_units: Units
+    dense: Latency
+    latency: Latency
 
 
 def fit_while_pruning(
@@ -58,7 +69,7 @@ def fit_while_pruning(
     """Fits a detector that meets a budget, without a dense parent.
 
     Args:
-        kind: One of `detectors.training.networks.KINDS` that is learned by gradient.
+        kind: One of `detectors.training.networks.KINDS`.
         data: Normal points; the last quarter is held out for early stopping and calibration.
         features: Names of the F columns.
         budget: What a step may cost; a speed-up is against the dense network that the fit begins with.
@@ -89,7 +100,7 @@ def fit_while_pruning(
         search = Search(dense, training, budget, criterion, seed, tables or NoTables())
         plan = search.plan()
         if isinstance(plan, Floor):
-            return Gradual(None, plan, network.units)
+            return Gradual(None, plan, False, network.units, plan.dense, plan.latency)
         derivation = Derivation(
             dense,
             training,
@@ -97,7 +108,8 @@ def fit_while_pruning(
             base=search.base(plan.structure),
             structure=plan.structure,
         )
-        steps = removals({name: search.base(plan.structure).network.units[name] for name in plan.units}, plan.units)
+        units = search.base(plan.structure).network.units
+        steps = geometric({name: units[name] for name in plan.units}, plan.units, REMOVALS)
         for i, widths in enumerate(steps):
             network = derivation.down_to(widths).network
             last = i == len(steps) - 1
@@ -105,20 +117,22 @@ def fit_while_pruning(
             share = 1 - done if last else BETWEEN
             lesson = replace(how, updates=max(1, round(updates * share))) if last else _short(how, updates * share)
             _learn(network, begun, lesson, seed + i + 1, _between(progress, done, share))
-            derivation.learned(network)
-    progress("calibrate", 0.0, "fitting the score scale on held-out points")
-    return Gradual(begun.finished(network, how.contamination), plan, dense.network.units)
-
-
-def removals(dense: Units, target: Units) -> list[Units]:
-    """Widths after each removal, in geometric steps; the last are the target's."""
-    return [
-        {
-            name: max(target[name], round(dense[name] * (target[name] / dense[name]) ** (i / REMOVALS)))
-            for name in target
-        }
-        for i in range(1, REMOVALS + 1)
-    ]
+        for turn in range(CORRECTIONS + 1):
+            progress("calibrate", 0.0, "fitting the score scale on held-out points")
+            fitted = begun.finished(network, how.contamination)
+            graph = step_graph(fitted)
+            dense_time, latency = measure([search.dense_graph, graph], budget.batch, rounds=FINAL_ROUNDS)
+            if within(latency, len(graph), dense_time, budget):
+                return Gradual(fitted, plan, False, dense.network.units, dense_time, latency)
+            tighter = search.tighter(plan, latency, dense_time) if turn < CORRECTIONS else None
+            if tighter is None:
+                break
+            plan = tighter
+            network = derivation.down_to(plan.units).network
+            lesson = replace(how, updates=max(1, round(updates * BETWEEN)))
+            _learn(network, begun, lesson, seed + len(steps) + turn + 1, _between(progress, 1 - BETWEEN, BETWEEN))
+    missed = Floor(plan.structure, plan.units, latency, len(graph), dense_time)
+    return Gradual(None, missed, not search.is_narrowest(plan), dense.network.units, dense_time, latency)
 
 
 def _short(how: FitOptions, updates: float) -> FitOptions:

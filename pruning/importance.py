@@ -74,7 +74,8 @@ Criterion = Callable[[Observed, tuple[Group, ...]], Scores]
 def importance(criterion: str, evidence: Evidence) -> Scores:
     """Importance of every unit that may go: {group: [width]}.
 
-    Groups that are judged in a way of their own (`Group.criterion`) are, whatever is asked for; but for `random`.
+    Groups that are judged in a way of their own (`Group.criterion`) are, whatever is asked for; but for `random`. `kl`
+    is for latents: the other groups of a network that has them are judged by `DEFAULT`.
 
     Args:
         criterion: One of `CRITERIA`.
@@ -87,12 +88,15 @@ def importance(criterion: str, evidence: Evidence) -> Scores:
         raise InvalidInputError(
             f"{criterion!r} is not an importance criterion.", field="criterion", hint=f"Choose {', '.join(CRITERIA)}."
         )
+    groups = evidence.network.groups()
+    has_latents = any(group.criterion == "kl" for group in groups)
+    asked = DEFAULT if criterion == "kl" and has_latents else criterion
     by: dict[str, list[Group]] = {}
-    for group in evidence.network.groups():
+    for group in groups:
         if not group.protected or group.criterion is not None:
             own = group.criterion if criterion != "random" else None
-            by.setdefault(own or criterion, []).append(group)
-    return {name: score for how, groups in by.items() for name, score in CRITERIA[how](evidence, tuple(groups)).items()}
+            by.setdefault(own or asked, []).append(group)
+    return {name: score for how, alike in by.items() for name, score in CRITERIA[how](evidence, tuple(alike)).items()}
 
 
 def idle(network: Network, chunks: Lanes | Windows) -> dict[str, Tensor]:
@@ -189,7 +193,7 @@ def by_divergence(evidence: Observed, groups: tuple[Group, ...]) -> Scores:
             raise InvalidInputError(
                 f"units of {group.name!r} are no latents and have no divergence.",
                 field="criterion",
-                hint="Choose another criterion, e.g. taylor; latents are judged by kl anyway.",
+                hint=f"Choose another criterion, e.g. {DEFAULT}.",
             )
     return {group.name: seen[f"{group.name}/divergence"].mean(dim=0) for group in groups}
 

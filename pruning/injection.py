@@ -21,6 +21,9 @@ Disturb = Callable[[FloatArray, FloatArray, np.random.Generator], Segment]
 
 LENGTHS = (8, 48)
 MARGIN_POINTS = 40  # normal points before and after a disturbance, on average: where it lies is drawn
+MOST_TIMES = (
+    4  # as long, and as far apart, for detectors that score every so many points: else few of those are in them
+)
 ATTEMPTS = 8  # a constant sensor can not hang: where nothing changed, something else is drawn
 
 
@@ -30,7 +33,7 @@ class Events:
 
     Attributes:
         points: [E, T, F] raw values.
-        labels: [E, T], True from the first to the last point that changed.
+        labels: [E, T], True from the first to the last point that changed; with a stride as `due_labels` has them.
         kinds: E names.
     """
 
@@ -39,7 +42,9 @@ class Events:
     kinds: tuple[str, ...]
 
 
-def inject(normal: Stretches, scale: FloatArray, *, per_kind: int, warm_up: int, rng: np.random.Generator) -> Events:
+def inject(
+    normal: Stretches, scale: FloatArray, *, per_kind: int, warm_up: int, rng: np.random.Generator, stride: int = 1
+) -> Events:
     """Cuts stretches at random and disturbs each in one place.
 
     Args:
@@ -48,14 +53,17 @@ def inject(normal: Stretches, scale: FloatArray, *, per_kind: int, warm_up: int,
         per_kind: Events of each kind.
         warm_up: Points a detector needs before its scores count.
         rng: Where, how long, how strong, which features.
+        stride: Of the detectors that are asked. Where they score fewer points, stretches and what is disturbed in them
+            are longer, up to `MOST_TIMES` and as far as the normal stretches go.
     """
-    wanted = warm_up + 2 * MARGIN_POINTS + LENGTHS[1]
+    once = 2 * MARGIN_POINTS + LENGTHS[1]
     parts = [part for part in normal.parts if len(part) > warm_up + LENGTHS[0] + 2]
     if not parts:
         raise ValueError("no normal stretch is long enough to inject anomalies into")
     sizes = np.sort([len(part) for part in parts])[::-1]
     half = int(np.searchsorted(np.cumsum(sizes), sizes.sum() / 2))  # half of the points lie in stretches this long
-    length = min(wanted, int(sizes[half]))
+    times = int(np.clip((sizes[half] - warm_up) // once, 1, min(stride, MOST_TIMES)))
+    length = min(warm_up + times * once, int(sizes[half]))
     parts = [part for part in parts if len(part) >= length]
     weights = np.array([len(part) - length + 1 for part in parts], np.float64)
     kinds = [kind for kind in KINDS for _ in range(per_kind)]
@@ -66,19 +74,34 @@ def inject(normal: Stretches, scale: FloatArray, *, per_kind: int, warm_up: int,
             part = parts[rng.choice(len(parts), p=weights / weights.sum())]
             start = int(rng.integers(0, len(part) - length + 1))
             points[i] = part[start : start + length]
-            disturb(points[i], kind, scale, rng, first=warm_up + 1)
+            disturb(points[i], kind, scale, rng, first=warm_up + 1, times=times)
             changed = np.flatnonzero((points[i] != part[start : start + length]).any(axis=1))
             if len(changed):
                 labels[i, changed[0] : changed[-1] + 1] = True
                 break
-    return Events(points, labels, tuple(kinds))
+    return Events(points, due_labels(labels, stride), tuple(kinds))
 
 
-def disturb(points: FloatArray, kind: str, scale: FloatArray, rng: np.random.Generator, *, first: int = 0) -> None:
-    """Disturbs one place of a stretch [T, F], in place, from point `first` on."""
+def due_labels(labels: NDArray[np.bool_], stride: int) -> NDArray[np.bool_]:
+    """Labels [E, T] as a detector is asked that scores only each `stride`-th point: it looks at all since the last one.
+
+    >>> due_labels(np.array([[False, True, False, False, False, False]]), 3)[0].nonzero()[0].tolist()
+    [1, 2]
+    """
+    due = labels.copy()
+    last = labels.shape[1] // stride * stride
+    due[:, stride - 1 : last : stride] = labels[:, :last].reshape(len(labels), -1, stride).any(axis=2)
+    return due
+
+
+def disturb(
+    points: FloatArray, kind: str, scale: FloatArray, rng: np.random.Generator, *, first: int = 0, times: int = 1
+) -> None:
+    """Disturbs one place of a stretch [T, F], in place, from point `first` on; `times` as long, but for spikes."""
     length, n_features = points.shape
-    longest = min(LENGTHS[1], length - first)
-    shortest, longest = (1, min(3, longest)) if kind == "spike" else (min(LENGTHS[0], longest), longest)
+    shortest, longest = (min(times * it, length - first) for it in LENGTHS)
+    if kind == "spike":
+        shortest, longest = 1, min(3, longest)
     span = int(rng.integers(shortest, longest + 1))
     at = int(rng.integers(first, length - span + 1))
     features = rng.permutation(n_features)[: max(1, round(n_features * rng.uniform(0.1, 0.4)))]

@@ -38,7 +38,8 @@ def limits(latency: Latency, size: int, dense: Latency, budget: Budget) -> Itera
     if budget.p99_seconds is not None:
         yield Limit("p99", latency.p99_seconds, budget.p99_seconds, True)
     if budget.speedup is not None:
-        yield Limit(f"p50 at speedup {budget.speedup:g}", latency.p50_seconds, dense.p50_seconds / budget.speedup, True)
+        asked = f"p50 (asked: {budget.speedup:g} times as fast as the parent)"
+        yield Limit(asked, latency.p50_seconds, dense.p50_seconds / budget.speedup, True)
     if budget.size_bytes is not None:
         yield Limit("size", float(size), float(budget.size_bytes), False)
 
@@ -49,5 +50,13 @@ def within(latency: Latency, size: int, dense: Latency, budget: Budget, margin: 
 
 
 def said(value: float, timed: bool) -> str:
-    """A limit as people read it."""
-    return f"{value * 1e6:.0f} us" if timed else f"{value:.0f} bytes"
+    """A limit as people read it.
+
+    >>> said(145e-6, True), said(8e-8, True), said(4.334e-3, True), said(1, False)
+    ('145 us', '0.08 us', '4.33 ms', '1 byte')
+    """
+    if timed and value >= 1e-3:
+        return f"{value * 1e3:.3g} ms"
+    if timed:
+        return f"{value * 1e6:.0f} us" if value >= 1e-5 else f"{value * 1e6:.2g} us"
+    return f"{value:.0f} byte{'s' * (round(value) != 1)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ MARGIN = 0.9  # the search aims at this share of a budget: the device must not l
 
 @dataclass(frozen=True)
 class Budget:
-    """What a step of the detector may cost on a device class. At least one limit is set.
+    """What a step of the detector may cost on a device class. At least one finite limit is set.
 
     Attributes:
         p50_seconds: Median time of a step of `batch` points.
@@ -40,8 +41,8 @@ class Budget:
                 "no budget is given.", field="budget", hint="Give at least one of p99, p50, speedup or size."
             )
         for name, limit in limits.items():
-            if limit is not None and not limit > 0:
-                raise InvalidInputError(f"{limit} is not a positive number.", field=f"budget.{name}")
+            if limit is not None and not 0 < limit < math.inf:
+                raise InvalidInputError(f"{limit} is not a positive, finite number.", field=f"budget.{name}")
         if self.speedup is not None and self.speedup < 1:
             raise InvalidInputError(
                 f"{self.speedup} would make it slower.", field="budget.speedup", hint="Give 1 or more."

@@ -113,6 +113,7 @@ def removed(
                 "group": prefix + group.name,
                 **_both(group.width, len(stay)),
                 "how": _how(group, len(stay)),
+                "trained": member.learned_by_gradient,
                 "criterion": None,
                 "removed": gone.tolist(),
                 "share": 0.0,
@@ -243,7 +244,7 @@ def _levers(network: Network, structure: Structure) -> list[Json]:
 def group_costs(parent: Network, child: Network, structure: Structure, table: Table | None) -> list[Json]:
     """Of each group of the parent, before and after: numbers and bytes in all its tensors, and time of a step.
 
-    A weight between two groups counts for both. Time is what a step takes longer than with the group at the narrowest
+    A weight between two groups counts for both; padding counts for nobody's parameters. Time is what a step takes longer than with the group at the narrowest
     width of the latency table, at the level that is nearest; None without a table, and where groups have no widths.
 
     Args:
@@ -253,18 +254,18 @@ def group_costs(parent: Network, child: Network, structure: Structure, table: Ta
         table: Of the restructured parent.
     """
     names = {before: now for now, before in origins(parent, structure).items()}
-    theirs, ours = ({group.name: group for group in network.groups()} for network in (parent, child))
+    theirs, ours = (_whose(network) for network in (parent, child))
     found = []
-    for group in parent.groups():
-        now = names.get(group.name)
-        held, left = _held(parent, theirs[group.name]), _held(child, ours[now]) if now else (0, 0)
+    for name in (group.name for group in parent.groups()):
+        now = names.get(name)
+        held, left = _held(*theirs[name]), _held(*ours[now]) if now else (0, 0)
         times = None
         if table is not None and now is not None and now in table.levels[0].alone:
             dense = table.levels[0].units
-            times = _both(_seconds(table, dense, now), _seconds(table, {it: ours[it].width for it in dense}, now))
+            times = _both(_seconds(table, dense, now), _seconds(table, {it: ours[it][1].width for it in dense}, now))
         found.append(
             {
-                "group": group.name,
+                "group": name,
                 "parameters": _both(held[0], left[0]),
                 "bytes": _both(held[1], left[1]),
                 "step_seconds": times,
@@ -273,11 +274,24 @@ def group_costs(parent: Network, child: Network, structure: Structure, table: Ta
     return found
 
 
-def _held(network: Network, group: Group) -> tuple[int, int]:
-    """Numbers and bytes of the tensors that know the units of a group."""
-    state = network.state_dict()
+def _whose(network: Network) -> dict[str, tuple[Network, Group]]:
+    """Groups of a network by name, each with the member that it is of."""
+    return {
+        f"{name}.{group.name}" if name else group.name: (member, group)
+        for name, member in network.members.items()
+        for group in member.groups()
+    }
+
+
+def _held(member: Network, group: Group) -> tuple[int, int]:
+    """Parameters and bytes of the tensors that know the units of a group.
+
+    What learns without gradients has one group, which knows all of it, and says itself what of its tensors is padding.
+    """
+    state = member.state_dict()
     tensors = [state[name] for name in {where.tensor for where in (*group.own, *group.consumers)}]
-    return sum(it.numel() for it in tensors), sum(it.numel() * it.element_size() for it in tensors)
+    numbers = sum(it.numel() for it in tensors) if member.learned_by_gradient else member.parameters_count
+    return numbers, sum(it.numel() * it.element_size() for it in tensors)
 
 
 def _seconds(table: Table, units: Units, name: str) -> float:

@@ -71,20 +71,40 @@ class Floor:
     bytes: int
     dense: Latency
 
-    def reachable(self, budget: Budget) -> Reachable:
-        """As an answer to a budget below it, with the lever that is left."""
-        pulled = f" ({self.structure})" if self.structure else ""
+    def reachable(self, budget: Budget, *, narrower: bool = False) -> Reachable:
+        """As an answer to a budget below it, with the lever that is left.
+
+        Args:
+            budget: That is missed.
+            narrower: This is no floor: it was built and missed the budget, and narrower widths are left.
+        """
         return Reachable(
             units=self.units,
             p50_seconds=self.latency.p50_seconds,
             p99_seconds=self.latency.p99_seconds,
             bytes=self.bytes,
             speedup=self.dense.p50_seconds / self.latency.p50_seconds,
-            hint=(
-                f"At {_named(self.units)}{pulled} the runtime itself is the floor at batch {budget.batch}. What is "
-                "left: a larger budget, more points a step, fitting another network, or a faster device."
-            ),
+            hint=self._hint(budget, narrower),
         )
+
+    def _hint(self, budget: Budget, narrower: bool) -> str:
+        """What is left, by the limits that are missed."""
+        at = f"At {_named(self.units)}" + (f" ({self.structure})" if self.structure else "")
+        if narrower:
+            return f"{at} narrower widths are left: measure on a quieter machine, or give a larger budget."
+        missed = [it for it in limits(self.latency, self.bytes, self.dense, budget) if it.value > it.limit]
+        said = []
+        if any(it.timed for it in missed):
+            said.append(
+                f"{at} the runtime itself is the floor at batch {budget.batch}. What is left: a larger budget, more "
+                "points a step, fitting another network, or a faster device."
+            )
+        if not all(it.timed for it in missed):
+            said.append(
+                f"{at} nothing smaller is left in this network. What is left for its size: a larger budget, fewer "
+                "features, a shorter window, or fitting another network."
+            )
+        return " ".join(said)
 
 
 class Search:
@@ -131,8 +151,8 @@ class Search:
         found = self._plans(floors)
         if not found or total(found[0]) > DEEP:
             others = self._floors(structures(self._parent.network)[1:])
-            floors += others
             found += self._plans(others)
+            floors += others
         return min(found, key=total) if found else min(floors, key=self._excess)
 
     def _plans(self, floors: list[Floor]) -> list[Plan]:
@@ -150,24 +170,29 @@ class Search:
                 break
         return found
 
-    def tighter(self, plan: Plan, latency: Latency) -> Plan | None:
+    def tighter(self, plan: Plan, latency: Latency, dense: Latency) -> Plan | None:
         """The next narrower plan, where the built graph of one missed the budget; None if it is the narrowest.
 
         Args:
             plan: That missed it.
             latency: Measured, of the built graph.
+            dense: The parent's, in the same run.
         """
         table, curves = self._known(plan.structure)
-        predicted = _predicted(nearest(table, _limits_of(self._budget, plan.dense), AS_MEASURED), plan.units)
+        predicted = _predicted(nearest(table, _limits_of(self._budget, dense), AS_MEASURED), plan.units)
         scales = _scale(latency, plan.bytes, predicted)
-        late = not within(latency, 0, plan.dense, self._budget)  # else it is the size that missed
+        late = not within(latency, 0, dense, self._budget)  # else it is the size that missed
         for _ in range(50):
             dearer = (TIGHTER, TIGHTER, 1.0) if late else (1.0, 1.0, TIGHTER)
             scales = Scales(*(scale * factor for scale, factor in zip(scales, dearer, strict=True)))
-            units = self._solved(table, curves, plan.dense, scales) or dict(table.levels[-1].units)
+            units = self._solved(table, curves, dense, scales) or dict(table.levels[-1].units)
             if units != plan.units and all(width <= plan.units[name] for name, width in units.items()):
                 return self._measured(plan.structure, units, curves, plan.rounds)
         return None
+
+    def is_narrowest(self, plan: Plan) -> bool:
+        """Whether no widths of its structure are below those of a plan."""
+        return plan.units == self._known(plan.structure)[0].levels[-1].units
 
     def _floors(self, wanted: list[Structure]) -> list[Floor]:
         """The narrowest widths of each structure, measured side by side."""
@@ -345,11 +370,15 @@ def stages(dense: Units, target: Units) -> list[Units]:
     """Widths to prune to one after the other: one shot while half the units stay, else geometric steps."""
     ratio = min((target[name] / dense[name] for name in target), default=1.0)
     count = min(MAXIMUM_STAGES, max(1, math.ceil(math.log(ratio) / math.log(STAGE) - 1e-9)))
-    steps = [
+    return geometric(dense, target, count)
+
+
+def geometric(dense: Units, target: Units, count: int) -> list[Units]:
+    """Widths after each of so many cuts of equal ratios; the last are the target's."""
+    return [
         {name: max(target[name], round(dense[name] * (target[name] / dense[name]) ** (i / count))) for name in target}
-        for i in range(1, count)
+        for i in range(1, count + 1)
     ]
-    return [*steps, dict(target)]
 
 
 def _named(units: Units) -> str:

@@ -14,7 +14,7 @@ from detectors.training.fitted import Fitted, scored
 from detectors.training.stretches import Stretches
 from pruning.exam import UNSCORED, counted
 from pruning.gate import Ranking
-from pruning.injection import KINDS, LENGTHS, disturb
+from pruning.injection import KINDS, LENGTHS, disturb, due_labels
 
 FloatArray = NDArray[np.float32]
 Json = dict[str, Any]
@@ -117,6 +117,7 @@ class _Asked:
     @classmethod
     def of(cls, child: Fitted, normal: Stretches, drawn: Trials) -> Self:
         """Of a child and anomalies in normal points."""
+        drawn = drawn._replace(labels=due_labels(drawn.labels, child.network.stride))
         due = counted(drawn.labels, child.warm_up_points) & scored(child.network, child.how, 0, drawn.points.shape[1])
         return cls(child, drawn, due, np.median(normal.rows, axis=0), child.trace(drawn.points).score)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import platform
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -18,18 +17,18 @@ from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
 
-import onnxruntime
-
 from detectors.training.export import step_graph
 from detectors.training.fitted import Fitted
 from detectors.training.networks import Network
 from pruning.groups import prunable
 from pruning.latency import measure
+from pruning.machine import machine
 from pruning.outcome import Latency
 
 Units = dict[str, int]
 
 GRID = 8  # widths are multiples of a vector register; between them a network is not faster ("hysteresis", Yin 2019)
+NARROW = (1, 2, 4, 8, 12)  # widths of groups of at most two registers: of those, bytes and products are what is left
 LEVEL = 0.5  # from one level to the next
 NEAR = (0.25, 2.5)  # widths of a level's table, as shares of the level's own
 ROUNDS = 5
@@ -87,6 +86,8 @@ class Table:
             content: dict[str, Any] = json.loads(text)
             if content["version"] != VERSION:
                 raise ValueError(f"version {content['version']}")
+            if not content["levels"]:
+                raise ValueError("no levels")
             return cls(
                 tuple(
                     Level(
@@ -159,18 +160,18 @@ class FolderTables:
 
 
 def table_key(fitted: Fitted, batch: int) -> str:
-    """What the times of a table depend on: shapes, options, batch, runtime and machine; not on weights."""
+    """What the times of a table depend on: shapes, trees, options, batch, runtime and machine; not on weights."""
     network = fitted.network
     facts = {
         "kind": network.kind,
         "features": network.n_features,
         "units": network.units,
+        "size": [network.parameters_count, network.macs],  # two forests of as many trees differ in these
         "options": network.options,
         "error": asdict(fitted.how),
         "views": [view.form.name for view in fitted.views],
         "batch": batch,
-        "runtime": onnxruntime.__version__,
-        "machine": [platform.node(), platform.machine(), platform.processor()],
+        "machine": machine(),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -256,7 +257,12 @@ def near(network: Network, units: Units) -> dict[str, list[int]]:
 
 
 def grid(width: int) -> list[int]:
-    """Widths on offer, ascending: steps of `GRID`, coarser where wide, and the dense width itself."""
+    """Widths on offer, ascending: steps of `GRID`, coarser where wide, and the dense width itself.
+
+    Narrow groups go down to one unit.
+    """
+    if width <= 2 * GRID:
+        return [*(it for it in NARROW if it < width), width]
     widths, at = [], GRID
     while at < width:
         widths.append(at)

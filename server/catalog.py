@@ -31,12 +31,17 @@ class Catalog(Journal):
             InvalidInputError: `name` is not a name.
             AlreadyExistsError: there is a detector of this name.
         """
-        check_detector_name(name)
-        row = DetectorRow(name, dict(config), "learning", features, self.clock())
         with self._writing() as connection:
             if rows.find_detector(connection, name) is not None:
                 raise AlreadyExistsError(f"there is a detector {name!r} already.", field="name")
-            connection.execute(schema.detectors.insert().values(asdict(row)))
+            return self._add_detector(connection, name, config, features)
+
+    def _add_detector(
+        self, connection: Connection, name: str, config: Mapping[str, Any], features: list[str] | None
+    ) -> DetectorRow:
+        check_detector_name(name)
+        row = DetectorRow(name, dict(config), "learning", features, self.clock())
+        connection.execute(schema.detectors.insert().values(asdict(row)))
         return row
 
     def get_detector(self, name: str) -> DetectorRow:
@@ -95,6 +100,9 @@ class Catalog(Journal):
         measurements: Iterable[Measurement] = (),
         adopt: Collection[str] = (),
         features: list[str] | None = None,
+        config: Mapping[str, Any] | None = None,
+        cycle: int | None = None,
+        result: Mapping[str, Any] | None = None,
     ) -> None:
         """Makes a version exist and, in the same transaction, serve on the device classes in `adopt`.
 
@@ -106,13 +114,19 @@ class Catalog(Journal):
             measurements: What was measured of them.
             adopt: Device classes of `version.bundles`.
             features: Columns of the detector, if this fixes them.
+            config: The detector's from now on; with it a detector that does not exist is added.
+            cycle: That made the version: it ends as `adopted`.
+            result: Of the cycle, as the book keeps it.
 
         Raises:
+            NotFoundError: there is no such detector, and no `config`.
             ConflictError: the number has been taken meanwhile.
             PreconditionError: a class in `adopt` is pinned.
         """
         name = version.detector
         with self._writing() as connection:
+            if config is not None and rows.find_detector(connection, name) is None:
+                self._add_detector(connection, name, config, features)
             rows.require_detector(connection, name)
             expected = rows.last_version(connection, name) + 1
             if version.version != expected:
@@ -141,6 +155,10 @@ class Catalog(Journal):
             ready: dict[str, Any] = {"state": "ready", "problem": ""}
             if features is not None:
                 ready["features"] = features
+            if config is not None:
+                ready["config"] = dict(config)
+            if cycle is not None:
+                self._end(connection, cycle, "adopted", str((result or {}).get("reason", "")), result)
             connection.execute(update(schema.detectors).where(schema.detectors.c.name == name).values(**ready))
 
     def versions(self, name: str) -> list[VersionRow]:

@@ -105,7 +105,7 @@ class Budget(_Section):
     """99th percentile of the time of one step of `batch` points."""
     p50: Seconds | None = None
     """Median of the same."""
-    speedup: float | None = Field(default=None, ge=1)
+    speedup: float | None = Field(default=None, ge=1, allow_inf_nan=False)
     """The parent's median in the same run divided by this is the budget for the child's."""
     size: Bytes | None = None
     """Bytes of the step graph."""

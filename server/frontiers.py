@@ -1,33 +1,38 @@
 """Frontiers in a store: children that a budget can pick from, kept beside the bundle of their parent.
 
-    <store>/frontiers/<parent hash>/<batch>/frontier.json   facts; lists the weights with length and sha256
-    <store>/frontiers/<parent hash>/<batch>/N.safetensors   weights of child N (`detectors.training.fitted.save`)
+    <store>/frontiers/<parent hash>/<batch>/frontier.json            facts; names the folder of the weights, and lists
+                                                                     these with length and sha256
+    <store>/frontiers/<parent hash>/<batch>/<folder>/N.safetensors   weights of child N (`fitted.save`)
 
-A frontier can be built again at any time: what is damaged, or was measured on another machine, is left aside.
+A new frontier takes the place of an old one when its facts do, in one move. It can be built again at any time: what is
+damaged, or was measured on another machine, is left aside.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
-import platform
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import onnxruntime
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from detectors.bundle import MAX_FILE_BYTES, FileEntry, digest, fsync_folder
+from detectors.errors import PrunewatchError, disk_full
 from pruning.frontier_facts import FrontierFacts
+from pruning.machine import machine
 
 FRONTIERS = "frontiers"
 FACTS = "frontier.json"
 SCHEMA_VERSION = 1
+READS = 3  # a frontier that another one replaced while it was read is looked for again
 SHOWN = (
     "units", "structure", "parameters", "bytes", "p50_seconds", "p99_seconds", "speedup", "error_ratio", "agreement",
     "injected_change", "on_front",
@@ -47,6 +52,7 @@ class _File(BaseModel):
     machine: dict[str, str]
     created_seconds: float
     facts: FrontierFacts
+    folder: str
     weights: list[FileEntry]
 
 
@@ -97,6 +103,9 @@ def write_frontier(
         facts: Of the children.
         weights: Of each child.
         created_seconds: Now, in seconds since the epoch.
+
+    Raises:
+        PrunewatchError: it can not be written (ExhaustedError: the disk is full); the one before is still there.
     """
     folder = _folder(store, parent, facts.batch)
     content = _File(
@@ -106,24 +115,29 @@ def write_frontier(
         machine=machine(),
         created_seconds=created_seconds,
         facts=facts,
+        folder=uuid4().hex,
         weights=[FileEntry(bytes=len(each), sha256=digest(each)) for each in weights],
     )
-    files = {_weights_name(i): each for i, each in enumerate(weights)}
-    files[FACTS] = (json.dumps(content.model_dump(mode="json"), sort_keys=True, indent=1) + "\n").encode()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging, aside = (folder.with_name(f".{folder.name}.{uuid4().hex}.partial") for _ in range(2))
-    staging.mkdir()
-    for name, each in files.items():
-        with (staging / name).open("wb") as file:
-            file.write(each)
-            file.flush()
-            os.fsync(file.fileno())
-    fsync_folder(staging)
-    if folder.exists():
-        folder.rename(aside)
-    staging.rename(folder)
-    fsync_folder(folder.parent)
-    shutil.rmtree(aside, ignore_errors=True)
+    told = (json.dumps(content.model_dump(mode="json"), sort_keys=True, indent=1) + "\n").encode()
+    own = folder / content.folder
+    try:
+        own.mkdir(parents=True)
+        for i, each in enumerate(weights):
+            _write(own / _weights_name(i), each)
+        _write(own / FACTS, told)
+        fsync_folder(own)
+        (own / FACTS).replace(folder / FACTS)
+        fsync_folder(folder)
+    except OSError as error:
+        shutil.rmtree(own, ignore_errors=True)
+        with suppress(OSError):
+            folder.rmdir()  # where there was none before
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise disk_full() from error
+        raise PrunewatchError(
+            f"the frontier can not be written: {error.strerror}.", field="store", hint="Mend that and ask again."
+        ) from error
+    _sweep(folder, content.folder)
     return StoredFrontier(facts, tuple(weights), created_seconds)
 
 
@@ -139,8 +153,7 @@ def read_frontier(store: Path, parent: str, batch: int) -> StoredFrontier | None
     if not folder.is_dir():
         return None
     try:
-        content = _File.model_validate(json.loads((folder / FACTS).read_bytes()))
-        weights = [_read(folder / _weights_name(i), entry) for i, entry in enumerate(content.weights)]
+        content, weights = _read_files(folder)
     except (OSError, ValueError, TypeError, RecursionError, ValidationError) as error:
         logger.warning("the frontier in %s is damaged (%s) and not used", folder, type(error).__name__)
         return None
@@ -176,18 +189,18 @@ def sweep_frontiers(store: Path, bundles: Path) -> None:
     for folder in (store / FRONTIERS).glob("*"):
         if not (bundles / folder.name).is_dir():
             shutil.rmtree(folder, ignore_errors=True)
-        for partial in folder.glob(".*.partial"):
-            shutil.rmtree(partial, ignore_errors=True)
+        for batch in folder.glob("*"):
+            if not (batch / FACTS).is_file():
+                shutil.rmtree(batch, ignore_errors=True)
+            with suppress(OSError, ValueError):
+                _sweep(batch, _facts(batch).folder)
 
 
-def machine() -> dict[str, str]:
-    """What measured times depend on beside the graphs."""
-    return {
-        "node": platform.node(),
-        "machine": platform.machine(),
-        "processor": platform.processor(),
-        "runtime": onnxruntime.__version__,
-    }
+def _sweep(folder: Path, current: str) -> None:
+    """Removes the weights of other frontiers than the current one."""
+    for other in folder.iterdir():
+        if other.name not in {FACTS, current}:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def _folder(store: Path, parent: str, batch: int) -> Path:
@@ -196,6 +209,28 @@ def _folder(store: Path, parent: str, batch: int) -> Path:
 
 def _weights_name(place: int) -> str:
     return f"{place}.safetensors"
+
+
+def _facts(folder: Path) -> _File:
+    return _File.model_validate(json.loads((folder / FACTS).read_bytes()))
+
+
+def _read_files(folder: Path, reads: int = READS) -> tuple[_File, list[bytes]]:
+    content = _facts(folder)
+    own = folder / Path(content.folder).name
+    try:
+        return content, [_read(own / _weights_name(i), entry) for i, entry in enumerate(content.weights)]
+    except FileNotFoundError:
+        if reads == 1:
+            raise
+        return _read_files(folder, reads - 1)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _read(path: Path, entry: FileEntry) -> bytes:

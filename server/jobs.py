@@ -69,6 +69,7 @@ def cycle_job(
     budget: Budget,
     history: Sequence[Path],
     update_parent: bool = False,
+    frontier_first: bool = True,
     dry_run: bool = False,
     fresh: bool = False,
     seed: int | None = None,
@@ -83,7 +84,8 @@ def cycle_job(
         device_class: The class to make a child for.
         budget: What a step may cost.
         history: Segments to fine-tune, calibrate and judge on, oldest first.
-        update_parent: Train the parent on `history` first.
+        update_parent: Train the parent on `history`.
+        frontier_first: Pick from a frontier before the parent is updated; that happens where nothing was picked.
         dry_run: Only say what would be done.
         fresh: Do not pick from a frontier, even where there is one.
         seed: Instead of the configured one.
@@ -99,6 +101,7 @@ def cycle_job(
         "version": store.catalog.next_version(name),
         "budget": budget.for_trainer(),
         "update_parent": update_parent,
+        "frontier_first": frontier_first,
         "dry_run": dry_run,
         "fresh": fresh,
     }

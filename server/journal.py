@@ -59,13 +59,19 @@ class Journal:
             return int(key[0]) if key else 0
 
     def end_cycle(self, cycle: int, outcome: str, reason: str = "", result: Mapping[str, Any] | None = None) -> None:
-        """Records how a cycle ended: `adopted`, `rejected`, `planned` or `failed`."""
+        """Records how a cycle that runs ended (`adopted`, `rejected`, `planned`, `failed`); what has ended stays so."""
         with self._writing() as connection:
-            connection.execute(
-                update(schema.cycles)
-                .where(schema.cycles.c.id == cycle)
-                .values(ended=self.clock(), outcome=outcome, reason=reason, result=dict(result or {}))
-            )
+            self._end(connection, cycle, outcome, reason, result)
+
+    def _end(
+        self, connection: Connection, cycle: int, outcome: str, reason: str, result: Mapping[str, Any] | None
+    ) -> None:
+        table = schema.cycles
+        connection.execute(
+            update(table)
+            .where(table.c.id == cycle, table.c.outcome == "running")
+            .values(ended=self.clock(), outcome=outcome, reason=reason, result=dict(result or {}))
+        )
 
     def cycles(self, detector: str, limit: int = 100) -> list[CycleRow]:
         """The last cycles of a detector, newest first."""

@@ -51,11 +51,13 @@ class Task:
     trigger: Trigger
     prepare: Callable[[Sequence[Path]], dict[str, Any]]
     """Makes the job when its turn comes; runs in a thread."""
-    publish: Callable[[Mapping[str, Any]], object]
-    """One catalog transaction; runs in a thread."""
+    publish: Callable[[Mapping[str, Any], int | None], object]
+    """One catalog transaction, in which the cycle of this number ends; runs in a thread."""
     upload: Upload | None = None
     device_class: str | None = None
     """That the cycle is for; None: it is none."""
+    cycle: int | None = None
+    """Its number in the book, from when it begins."""
     running: asyncio.Task[None] | None = field(default=None, repr=False)
     publishing: bool = False
     """From here on it can not be cancelled."""
@@ -150,7 +152,7 @@ class Maintenance:
                 roster.store, name, config, features, history, version=version, batch=batch, seed=seed, start=start
             )
 
-        def publish(result: Mapping[str, Any]) -> object:
+        def publish(result: Mapping[str, Any], _cycle: int | None) -> object:
             return publish_fit(roster.store, name, result, batch=batch)
 
         return await self._queue(name, "fit", trigger, prepare, publish, upload, None)
@@ -197,13 +199,15 @@ class Maintenance:
                 budget=budget,
                 history=history,
                 update_parent=newer,
+                frontier_first=trigger
+                == "manual",  # a schedule is there for the parent to follow; people want an answer
                 dry_run=dry_run,
                 fresh=fresh,
                 seed=seed,
             )
 
-        def publish(result: Mapping[str, Any]) -> object:
-            return publish_cycle(roster.store, name, device_class, result, batch=budget.batch)
+        def publish(result: Mapping[str, Any], cycle: int | None) -> object:
+            return publish_cycle(roster.store, name, device_class, result, batch=budget.batch, cycle=cycle)
 
         return await self._queue(name, "prune", trigger, prepare, publish, upload, device_class)
 
@@ -227,7 +231,7 @@ class Maintenance:
                 roster.store, name, config, device_class, batch=batch, history=history, points=points, seed=seed
             )
 
-        def publish(_result: Mapping[str, Any]) -> object:
+        def publish(_result: Mapping[str, Any], _cycle: int | None) -> object:
             return None  # the trainer has put it into its place
 
         return await self._queue(name, FRONTIER, "manual", prepare, publish, None, None)
@@ -273,7 +277,7 @@ class Maintenance:
         kind: str,
         trigger: Trigger,
         prepare: Callable[[Sequence[Path]], dict[str, Any]],
-        publish: Callable[[Mapping[str, Any]], object],
+        publish: Callable[[Mapping[str, Any], int | None], object],
         upload: Upload | None,
         device_class: str | None,
     ) -> OperationRow:
@@ -292,25 +296,24 @@ class Maintenance:
     async def _work(self, task: Task) -> None:
         """One fit, cycle or frontier from its turn to its end; errors end in the operation."""
         name, operation, catalog = task.operation.detector, task.operation.name, self._roster.catalog
-        cycle = None
         if task.is_fit or task.device_class is not None:
             self.marks[name, task.device_class or FIT] = self._now(name)
         outcome = "failed"
         result: Mapping[str, Any] = {}
         try:
             if task.device_class is not None:
-                cycle = await asyncio.to_thread(catalog.begin_cycle, name, task.device_class, task.trigger)
+                task.cycle = await asyncio.to_thread(catalog.begin_cycle, name, task.device_class, task.trigger)
             elif task.is_fit:
                 await self._set_fitting(name)
             result = await self._train(task)
             outcome = result.get("outcome", "adopted")
-            if cycle is not None:
-                await asyncio.to_thread(catalog.end_cycle, cycle, outcome, result.get("reason", ""), result)
+            if task.cycle is not None:
+                await asyncio.to_thread(catalog.end_cycle, task.cycle, outcome, result.get("reason", ""), result)
             await self._operations.succeed(operation, result)
         except asyncio.CancelledError:
             outcome = "cancelled"
             if not self._stopping:  # the next start marks what was interrupted
-                await self._fail(task, cycle, PreconditionError("it was cancelled."), outcome)
+                await self._fail(task, PreconditionError("it was cancelled."), outcome)
                 await self._operations.cancel(operation)
             raise
         except Exception as error:
@@ -321,7 +324,7 @@ class Maintenance:
                 if isinstance(error, PrunewatchError)
                 else PrunewatchError("it failed unexpectedly.", hint="The server's log says why.")
             )
-            await self._fail(task, cycle, known)
+            await self._fail(task, known)
             await self._operations.fail(operation, known)
         finally:
             if task.device_class is not None:
@@ -349,7 +352,7 @@ class Maintenance:
             await asyncio.to_thread(shutil.rmtree, folder, True)
         await self._require_able(name, task, result)
         task.publishing = True
-        await asyncio.to_thread(task.publish, result)
+        await asyncio.to_thread(task.publish, result, task.cycle)
         await roster.follow(name)
         if task.upload is not None and task.is_fit:
             await hosted.keep_import(task.upload.stamps, task.upload.values)
@@ -367,12 +370,12 @@ class Maintenance:
         if self._roster.host.get(name).served is None:
             await asyncio.to_thread(self._roster.catalog.set_state, name, "fitting")
 
-    async def _fail(self, task: Task, cycle: int | None, error: PrunewatchError, outcome: str = "failed") -> None:
+    async def _fail(self, task: Task, error: PrunewatchError, outcome: str = "failed") -> None:
         """Nothing has changed but the book."""
         name = task.operation.detector
         try:
-            if cycle is not None:
-                await asyncio.to_thread(self._roster.catalog.end_cycle, cycle, outcome, str(error))
+            if task.cycle is not None:
+                await asyncio.to_thread(self._roster.catalog.end_cycle, task.cycle, outcome, str(error))
             elif task.is_fit and self._roster.host.get(name).served is None:
                 await asyncio.to_thread(self._roster.catalog.set_state, name, "failed", str(error))
         except Exception:  # the operation must end all the same, or its waiters hang

@@ -10,12 +10,19 @@ from typing import Any
 
 from detectors.errors import PreconditionError
 from server.catalog import Catalog
-from server.config import DEFAULT_BATCH, HUB, load_detector_config
+from server.config import DEFAULT_BATCH, HUB, DetectorConfig, load_detector_config
 from server.records import BundleRow, Measurement, VersionRow
 from server.store import Store
 
 
-def publish_fit(store: Store, name: str, result: Mapping[str, Any], *, batch: int = DEFAULT_BATCH) -> VersionRow:
+def publish_fit(
+    store: Store,
+    name: str,
+    result: Mapping[str, Any],
+    *,
+    batch: int = DEFAULT_BATCH,
+    config: DetectorConfig | None = None,
+) -> VersionRow:
     """Publishes the parent that a fit made; it serves on every device class until a cycle prunes it.
 
     A class that is pinned keeps what it serves.
@@ -25,6 +32,7 @@ def publish_fit(store: Store, name: str, result: Mapping[str, Any], *, batch: in
         name: The detector.
         result: What `server.trainer` gave back for a `fit` job.
         batch: Points a step when it was measured.
+        config: The detector's from now on, in the same transaction; with it a detector that does not exist is added.
 
     Raises:
         CorruptBundleError: the bundle is not what it should be; nothing has changed.
@@ -32,8 +40,8 @@ def publish_fit(store: Store, name: str, result: Mapping[str, Any], *, batch: in
     """
     catalog, parent = store.catalog, result["parent"]
     facts, features = _verified(store, parent)
-    classes = load_detector_config(catalog.get_detector(name).config).device_classes
-    pinned = {serving.device_class for serving in catalog.all_serving(name) if serving.pinned}
+    classes = (config or load_detector_config(catalog.get_detector(name).config)).device_classes
+    serving = {device_class: catalog.serving(name, device_class) for device_class in classes}
     version = VersionRow(
         detector=name,
         version=parent["version"],
@@ -46,14 +54,21 @@ def publish_fit(store: Store, name: str, result: Mapping[str, Any], *, batch: in
         version,
         [facts],
         measurements=_measured(catalog, parent, HUB, batch),
-        adopt=[device_class for device_class in classes if device_class not in pinned],
+        adopt=[device_class for device_class, now in serving.items() if now is None or not now.pinned],
         features=features,
+        config=config.model_dump(mode="json") if config else None,
     )
     return version
 
 
 def publish_cycle(
-    store: Store, name: str, device_class: str, result: Mapping[str, Any], *, batch: int = DEFAULT_BATCH
+    store: Store,
+    name: str,
+    device_class: str,
+    result: Mapping[str, Any],
+    *,
+    batch: int = DEFAULT_BATCH,
+    cycle: int | None = None,
 ) -> VersionRow | None:
     """Publishes and adopts the child that a cycle made; None if it was rejected or only planned.
 
@@ -63,6 +78,7 @@ def publish_cycle(
         device_class: The class the cycle was for.
         result: What `server.trainer` gave back for a `cycle` job.
         batch: Points a step when they were measured.
+        cycle: In the catalog's book: it ends in the same transaction. None: it is not there.
 
     Raises:
         CorruptBundleError: a bundle is not what it should be; nothing has changed.
@@ -88,6 +104,8 @@ def publish_cycle(
             measured for made in (parent, child) for measured in _measured(catalog, made, device_class, batch)
         ],
         adopt=[device_class],
+        cycle=cycle,
+        result=result,
     )
     return version
 

@@ -166,4 +166,6 @@ def _sweep(root: Path) -> None:
     (root / STAGING).mkdir()
     for partial in (root / BUNDLES).glob(".*.partial"):
         shutil.rmtree(partial, ignore_errors=True)
+    for partial in (root / TABLES).glob("*.partial"):
+        partial.unlink(missing_ok=True)
     sweep_frontiers(root, root / BUNDLES)

@@ -24,7 +24,7 @@ import torch
 from detectors.bundle import WEIGHTS, Bundle, Lineage, read_bundle, write_bundle
 from detectors.errors import CorruptBundleError, InvalidInputError, PreconditionError, PrunewatchError
 from detectors.training.export import to_bundle
-from detectors.training.fit import FitOptions, Progress, fit
+from detectors.training.fit import HELD_OUT, FitOptions, Progress, fit, usable
 from detectors.training.fitted import ErrorOptions, Fitted, load, save
 from detectors.training.stretches import Missing, Stretches
 from pruning.cycle import Candidate, CycleOptions, run_cycle
@@ -32,7 +32,7 @@ from pruning.frontier import Frontier, FrontierOptions, build_frontier
 from pruning.gate import GateLimits, trimmed_error
 from pruning.gradual import fit_while_pruning
 from pruning.latency import measure
-from pruning.outcome import Budget, Sized
+from pruning.outcome import Budget, Latency, Sized
 from pruning.search import Floor
 from pruning.table import FolderTables
 from server.config import DEFAULT_BATCH
@@ -74,15 +74,17 @@ def _fit(job: Job, report: Progress) -> dict[str, Any]:
     stretches = _points(job, job["features"], job["error"]["missing"])
     error = ErrorOptions(**job["error"])
     data = Stretches.of([stretch.values for stretch in stretches], missing=error.missing)
+    dense, latency = None, None
     if job.get("budget"):
-        fitted, dense = _fit_while_pruning(job, data, error, report)
+        fitted, latency, dense = _fit_while_pruning(job, data, error, report)
     else:
-        fitted, dense = _fit_dense(job, data, error, report), None
+        fitted = _fit_dense(job, data, error, report)
     report("export", 0.0, "writing the bundle")
     lineage = _lineage("fit", stretches, job["seed"])
     bundle = to_bundle(fitted, detector=job["detector"], version=job["version"], device_class=PARENT, lineage=lineage)
     _write(job, bundle)
-    (latency,) = measure([bundle.graph], job.get("batch", DEFAULT_BATCH))
+    if latency is None:
+        (latency,) = measure([bundle.graph], job.get("batch", DEFAULT_BATCH))
     parent = Sized(
         job["version"],
         bundle.hash,
@@ -91,9 +93,16 @@ def _fit(job: Job, report: Progress) -> dict[str, Any]:
         bundle.size,
         latency.p50_seconds,
         latency.p99_seconds,
-        trimmed_error(fitted, data),
+        trimmed_error(fitted, _held_out(fitted, data)),
     )
     return {"outcome": "adopted", "parent": asdict(parent), "dense": dense, "rows": len(data)}
+
+
+def _held_out(fitted: Fitted, data: Stretches) -> Stretches:
+    """What a fit has calibrated on: the points that it did not train on, where they are enough."""
+    warm = fitted.warm_up_points
+    _, held_out = data.longer_than(fitted.network.warm_up_points).split(HELD_OUT, context=warm)
+    return usable(held_out, data, warm, fitted.network.stride)
 
 
 def _fit_dense(job: Job, data: Stretches, error: ErrorOptions, report: Progress) -> Fitted:
@@ -112,8 +121,8 @@ def _fit_dense(job: Job, data: Stretches, error: ErrorOptions, report: Progress)
 
 def _fit_while_pruning(
     job: Job, data: Stretches, error: ErrorOptions, report: Progress
-) -> tuple[Fitted, dict[str, Any]]:
-    """The narrow detector, and what it began as."""
+) -> tuple[Fitted, Latency, dict[str, Any]]:
+    """The narrow detector, its time, and what it began as, measured in the same run."""
     budget = Budget(**job["budget"])
     made = fit_while_pruning(
         job["network"],
@@ -130,11 +139,11 @@ def _fit_while_pruning(
     if made.fitted is None:
         assert isinstance(made.plan, Floor)
         raise PreconditionError(
-            "the budget is below the floor of this network.",
+            "what was built misses the budget." if made.narrower else "the budget is below the floor of this network.",
             field="budget",
-            hint=f"Best reachable: {made.plan.reachable(budget).said()}",
+            hint=f"Best reachable: {made.plan.reachable(budget, narrower=made.narrower).said()}",
         )
-    return made.fitted, {"units": made.dense_units, "p50_seconds": made.plan.dense.p50_seconds}
+    return made.fitted, made.latency, {"units": made.dense_units, "p50_seconds": made.dense.p50_seconds}
 
 
 def _cycle(job: Job, report: Progress) -> dict[str, Any]:
@@ -150,6 +159,7 @@ def _cycle(job: Job, report: Progress) -> dict[str, Any]:
         options=CycleOptions(
             seed=job["seed"],
             update_parent=job["update_parent"],
+            frontier_first=job["frontier_first"],
             dry_run=job["dry_run"],
             limits=GateLimits(**job["gate"]),
             tables=FolderTables(Path(job["store"]) / TABLES),

@@ -221,6 +221,38 @@ def test_cycles_are_kept_with_their_outcome(catalog: Catalog) -> None:
     assert (oldest.outcome, oldest.reason, oldest.result) == ("rejected", "too slow", {"outcome": "rejected"})
 
 
+def test_a_cycle_ends_with_what_it_published(catalog: Catalog) -> None:
+    """In one transaction: adopted when its child serves, still running where that failed; the end is never changed."""
+    cycle = catalog.begin_cycle("pump", "hub", "asked")
+    with pytest.raises(NotFoundError):
+        publish(catalog, adopt=("elsewhere",), cycle=cycle)
+    assert catalog.cycles("pump")[0].outcome == "running"
+    assert catalog.versions("pump") == []
+
+    publish(catalog, cycle=cycle, result={"outcome": "adopted", "reason": "good"})
+    catalog.end_cycle(cycle, "failed", "too late")
+
+    (ended,) = catalog.cycles("pump")
+    assert (ended.outcome, ended.reason, ended.ended) == ("adopted", "good", 100.0)
+    assert ended.result == {"outcome": "adopted", "reason": "good"}
+
+
+def test_a_first_version_may_bring_its_detector(catalog: Catalog) -> None:
+    """In one transaction: it is there with its version, or not at all."""
+    parent = facts(1, "parent")
+    version = VersionRow("fan", 1, parent.hash, "fit", 100.0, {"hub": parent.hash})
+    with pytest.raises(NotFoundError):
+        catalog.publish(version, [parent], adopt=["hub"])
+    with pytest.raises(NotFoundError):
+        catalog.publish(version, [parent], adopt=["elsewhere"], config={"network": "gru"}, features=["flow"])
+    assert [it.name for it in catalog.list_detectors()] == ["pump"]
+
+    catalog.publish(version, [parent], adopt=["hub"], config={"network": "gru"}, features=["flow"])
+
+    fan = catalog.get_detector("fan")
+    assert (fan.state, fan.config, fan.features) == ("ready", {"network": "gru"}, ["flow"])
+
+
 def test_an_operation_ends_once(catalog: Catalog) -> None:
     """Progress and other ends that come too late change nothing."""
     name = catalog.create_operation("fit", "pump").name

@@ -17,6 +17,7 @@ from graphs import ewma_bundle, ewma_scores
 from rich.console import Console
 
 from detectors.bundle import GRAPH, read_bundle, write_bundle
+from detectors.errors import PrunewatchError
 from server.archive import unpack_bundle
 from server.cli import PANELS, main
 from server.commands.progress import lines, progress
@@ -295,6 +296,51 @@ def test_a_place_is_named_once(prunewatch, root: Path) -> None:
     assert (code, "--data, --from-stream" in err) == (2, True)
     code, _, err = prunewatch("fit", "pump", "--from-stream", "5", "--store", root)
     assert (code, "--server" in err) == (2, True)
+
+
+def made_of(hash_: str) -> dict:
+    """What the trainer says of a fit."""
+    sizes = {"units": {"lstm0": 2}, "parameters": 3, "bytes": 900, "p50_seconds": 1e-3, "p99_seconds": 2e-3}
+    return {"outcome": "adopted", "parent": {"hash": hash_, "version": 1, **sizes, "error": 0.5}, "rows": 40}
+
+
+def test_a_fit_that_can_not_be_published_leaves_no_trace(
+    prunewatch, points, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No detector and no points, so that those are not there twice when it is tried again."""
+    store, bundle = tmp_path / "new", ewma_bundle("wave")
+    fit = ("fit", "wave", "--data", points[0], "--store", store)
+    monkeypatch.setattr("server.trainer.run_job", lambda _job, _report: made_of(bundle.hash))
+
+    assert prunewatch(*fit)[0] == 2  # its bundle is not there
+    assert "there is no detector 'wave'" in prunewatch("show", "wave", "--store", store)[2]
+    assert list((store / "history").iterdir()) == []
+
+    write_bundle(bundle, store / "bundles" / bundle.hash)
+    code, _, err = prunewatch(*fit)
+    assert code == 0, err
+    assert json.loads(prunewatch("show", "wave", "--json", "--store", store)[1])["history_points"] == 40
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), OSError(28, "No space left on device"), PrunewatchError("it can not.")], ids=repr
+)
+def test_a_cycle_that_ends_early_is_in_the_book(
+    prunewatch, root: Path, points, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """As failed, with the reason, whatever ended it; not as running until the store is opened again."""
+
+    def run(_job: object, _report: object) -> None:
+        raise error
+
+    monkeypatch.setattr("server.trainer.run_job", run)
+    assert prunewatch("prune", "pump", "--speedup", 4, "--data", points[0], "--store", root)[0] != 0
+
+    book = sqlite3.connect(root / "catalog.db")
+    assert book.execute("select outcome, reason from cycles").fetchall() == [
+        ("failed", str(error) or "it was interrupted.")
+    ]
+    book.close()
 
 
 def test_settings_are_checked_without_starting(prunewatch, tmp_path: Path) -> None:

@@ -189,6 +189,17 @@ def test_idle_latents_leave_first() -> None:
     assert_graph_is_network(child, noise(2, 20, 4, dtype=torch.float32))
 
 
+def test_without_repair_idle_latents_leave_without_it_too() -> None:
+    """What is left is the parent's rows and columns."""
+    parent = switched_off(fitted("variational_autoencoder", updates=TRAINED), [0, 1])
+    derivation = Derivation(parent, DATA, BARE)
+
+    child = derivation.down_to(to(parent, 16)).network
+
+    assert derivation.kept["latent"] != [0, 1, 2, 3]
+    assert_same(child, remove(parent.network, {"latent": torch.tensor(derivation.kept["latent"])}))
+
+
 def test_one_latent_stays_where_all_are_idle() -> None:
     """A decoder needs something to read."""
     parent = switched_off(fitted("variational_autoencoder", updates=TRAINED), [0, 1, 2, 3])

@@ -88,6 +88,54 @@ def test_a_student_moves_towards_its_parent() -> None:
     assert 0.2 < -float(lower.mean()) < 1.0
 
 
+def test_a_variational_student_stays_one() -> None:
+    """It samples, and its divergence is held down: a teacher that says nothing of it does not switch that off."""
+    detector = fitted("variational_autoencoder", updates=TRAINED)
+    teacher = detector.network
+    student = copy.deepcopy(teacher)
+    student.state_dict()["log_variance.bias"].sub_(4.0)  # latents that keep more to themselves than they need to
+
+    def diverged() -> float:
+        with torch.no_grad():
+            return float(student(fresh(detector), student.fresh(1)).loss.mean())
+
+    before = diverged()
+    finetune(student, teacher, DATA, detector.scaler, updates=80, seed=0)
+
+    assert diverged() < 0.9 * before
+    assert not student.training
+    assert not teacher.training
+
+
+def test_fine_tuning_draws_from_its_own_seed() -> None:
+    """What a variational student samples too: global generators neither move nor matter."""
+    detector = fitted("variational_autoencoder", updates=TRAINED)
+    students = [copy.deepcopy(detector.network) for _ in range(2)]
+
+    for i, student in enumerate(students):
+        torch.manual_seed(i)
+        state = torch.get_rng_state()
+        finetune(student, detector.network, DATA, detector.scaler, updates=5, seed=3)
+        assert torch.equal(torch.get_rng_state(), state)
+
+    assert loss(students[0], detector) == loss(students[1], detector)
+
+
+def test_as_much_is_left_out_as_may_be_anomalies() -> None:
+    """A tenth of wild rows pulls a student that is to leave out two hundredths, less one that is to leave out more."""
+    detector = fitted("lstm", updates=TRAINED)
+    rows = machine(700)
+    rows[::10] += 3 * rows.std(axis=0)
+    errors = []
+
+    for trim in (0.02, 0.4):
+        student = copy.deepcopy(detector.network)
+        finetune(student, detector.network, Stretches.of([rows]), detector.scaler, updates=80, seed=0, trim=trim)
+        errors.append(loss(student, detector))
+
+    assert errors[1] < errors[0]
+
+
 def test_kept_units_are_held_to_what_they_said() -> None:
     """A student that is told which units it kept stays nearer to them than one that is not."""
     detector = fitted("lstm", updates=TRAINED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from sklearn.metrics import average_precision_score
 from detectors.errors import CorruptBundleError, InvalidInputError, PrunewatchError
 from detectors.training.export import step_graph
 from detectors.training.fit import FitOptions, Runner, fit, seeded, trimmed_mean
-from detectors.training.fitted import ErrorOptions, load, save, warm_up
+from detectors.training.fitted import ErrorOptions, Fitted, load, save, warm_up
 from detectors.training.networks import KINDS
 from detectors.training.stretches import Lanes, Stretches
 from pruning.gate import trimmed_error
@@ -318,6 +319,39 @@ def test_contaminated_data_are_survived() -> None:
     assert precision["dirty"] > 0.9 * precision["clean"]
     assert precision["said"] > 0.9 * precision["clean"]
     assert flagged["dirty"] <= flagged["said"]
+
+
+def test_what_was_said_of_contamination_holds_for_every_calibration() -> None:
+    """Calibrated anew, and after it was saved, a detector flags about as many points as it did when it was fitted.
+
+    A twentieth of the rows is wild: without what was said the scale would stretch over them.
+    """
+    rows = machine(1600, seed=2)
+    rows[50::20] += 5 * rows.std(axis=0)
+    data, how = Stretches.of([rows]), FitOptions(updates=30, contamination=0.3)
+    detector = fit("lstm", data, FOUR, seed=0, options=SMALL["lstm"], how=how)
+    recent = data.split(0.5, context=50)
+
+    def flagged(it: Fitted) -> float:
+        scores = it.scores(recent[1])
+        return float((scores[np.isfinite(scores)] > 2).mean())
+
+    again, forgetful = detector.recalibrated(*recent[::-1]), replace(detector, trim=0.0).recalibrated(*recent[::-1])
+
+    assert detector.trim == load(save(detector)).trim == load(save(again)).trim == 0.3
+    assert flagged(detector) > 0.05
+    assert flagged(again) == pytest.approx(flagged(detector), rel=0.3)
+    assert flagged(forgetful) < 0.5 * flagged(detector)
+
+
+def test_weights_that_say_nothing_of_contamination_are_of_clean_points() -> None:
+    """As files of older versions are."""
+    content = save(fitted("lstm"))
+    size = int.from_bytes(content[:8], "little")
+    older = content[8 : 8 + size].replace(rb", \"trim\": 0.0", b"").ljust(size)
+    assert older != content[8 : 8 + size]
+
+    assert load(content[:8] + older + content[8 + size :]).trim == 0.0
 
 
 def test_a_fit_that_begins_with_another_detector_ends_sooner_and_no_worse() -> None:

@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from fits import fitted, machine
+from fits import fitted, machine, untrained
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
@@ -24,6 +24,7 @@ from pruning.gate import (
     _alarm_checks,
     cut_at,
     cut_for,
+    injected,
     injected_drop,
     judge,
     segments,
@@ -116,6 +117,70 @@ def test_short_stretches_still_carry_an_event(length: int) -> None:
     assert events.labels[:, 20:].any(axis=1).all()
     with pytest.raises(ValueError, match="long enough"):
         inject(Stretches((machine(30),)), np.ones(4, np.float32), per_kind=1, warm_up=20, rng=np.random.default_rng(0))
+
+
+def test_detectors_that_score_seldom_are_asked_about_longer_events() -> None:
+    """Four times as long at most, and as far as the stretches go; a stride of one changes nothing."""
+    normal, scale = Stretches((machine(2000),)), np.ones(4, np.float32)
+
+    def events(stride: int, rows: Stretches = normal):
+        return inject(rows, scale, per_kind=9, warm_up=20, rng=np.random.default_rng(0), stride=stride)
+
+    once = events(1)
+    lasting = [events(stride).points.shape[1] - 20 for stride in (1, 2, 4, 9)]
+    assert lasting == [128, 256, 512, 512]
+    assert events(9, Stretches((machine(300),))).points.shape[1] == 20 + 2 * 128
+    longest = {stride: events(stride).labels.sum(axis=1).max() for stride in (1, 4)}
+    assert longest[1] <= 48 < longest[4] <= 4 * 48 + 3
+    assert np.array_equal(
+        once.points, inject(normal, scale, per_kind=9, warm_up=20, rng=np.random.default_rng(0)).points
+    )
+
+
+def test_a_child_that_misses_what_lies_between_the_points_it_scores_does_not_gain() -> None:
+    """A score is about all points since the one before: the parent that sees them is right."""
+    rows = machine(3000)
+    rows[:, 0] = np.arange(3000)  # tells where a stretch came from; the features that are looked at are others
+    rng = np.random.default_rng(0)
+    events = inject(Stretches((rows,)), rows.std(axis=0), per_kind=40, warm_up=20, rng=rng, stride=5)
+    spikes = events.points[[kind == "spike" for kind in events.kinds]]
+    labels = events.labels[[kind == "spike" for kind in events.kinds]]
+    starts = np.median(spikes[:, :, 0] - np.arange(spikes.shape[1]), axis=1).astype(int)
+    normal = np.stack([rows[start : start + spikes.shape[1]] for start in starts])
+    changed = (spikes != normal).any(axis=2)
+    last = changed.shape[1] // 5 * 5
+    since = changed[:, :last].reshape(len(changed), -1, 5)
+    parent, child = (np.full(changed.shape, np.nan, np.float32) for _ in range(2))
+    noise = rng.random((len(changed), since.shape[1]))
+    parent[:, 4:last:5] = since.any(axis=2) + noise * 0.5
+    child[:, 4:last:5] = since[:, :, 4] + noise * 0.5
+
+    drop, bound = injected_drop(parent, child, labels, rng)
+
+    assert bound <= drop < -0.2
+
+
+def test_what_detectors_are_asked_about_fits_their_stride() -> None:
+    """Each spike is in the label of a point that both score, however short it is."""
+    detectors = [untrained("autoencoder", 4, stride=stride) for stride in (4, 8)]
+
+    events = injected(detectors, Stretches((machine(1500),)), np.random.default_rng(0))
+
+    spikes = events.labels[[kind == "spike" for kind in events.kinds]]
+    assert spikes[:, 7::8].any(axis=1).mean() > 0.9
+
+
+def test_alarms_of_neighbouring_scores_are_one_segment_whatever_the_stride() -> None:
+    """The gap is counted in points that have a score."""
+    parent = np.full((4, 300), np.nan, np.float32)
+    parent[:, 9::10] = np.random.default_rng(0).random((4, 30))
+    child = np.full_like(parent, np.nan)
+    child[:, 19::10] = parent[:, 9:-10:10]  # one score later
+
+    seldom, often = (_alarm_checks(parent, child, GateLimits(), gap)[0].value for gap in (GAP * 10, GAP))
+
+    assert seldom > 0.8
+    assert often < seldom
 
 
 # The gate
@@ -269,7 +334,7 @@ def test_a_child_outside_the_budget_is_rejected() -> None:
 
     assert [check.name for check in verdict.checks if not check.passed] == [
         "latency p99",
-        "latency p50 at speedup 2",
+        "latency p50 (asked: 2 times as fast as the parent)",
         "size",
     ]
     assert "p99 is 2 us, the budget allows 1 us" in verdict.reason
@@ -309,6 +374,14 @@ def test_the_tails_agree_as_ranks_correlate(correlation: float) -> None:
 
     assert tail_agreement(parent, child) == pytest.approx(wanted, abs=1e-6)
     assert (wanted > 0.8) == (correlation > 0.5)
+
+
+@pytest.mark.parametrize("parent", [[], [3.0], [1.0, 2.0], [2.0] * 30, [np.nan]])
+def test_where_there_is_no_order_the_tails_agree(parent: list[float]) -> None:
+    """No points, one or two in the tail, or all alike: 1 instead of no number."""
+    theirs = np.array([parent], np.float32)
+
+    assert tail_agreement(theirs, np.arange(len(parent), dtype=np.float32)[None]) == 1.0
 
 
 def test_only_the_tail_is_compared() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import pytest
 from fits import FOUR, SMALL, machine
@@ -9,10 +11,11 @@ from fits import FOUR, SMALL, machine
 from detectors.training.export import step_graph
 from detectors.training.fit import FitOptions, fit
 from detectors.training.stretches import Stretches
+from pruning import gradual, search, table
 from pruning.gate import trimmed_error
-from pruning.gradual import fit_while_pruning, removals
-from pruning.outcome import Budget
-from pruning.search import Floor, Plan
+from pruning.gradual import REMOVALS, fit_while_pruning
+from pruning.outcome import Budget, Latency
+from pruning.search import Floor, Plan, geometric
 
 DATA = Stretches.of([machine(900)])
 FRESH = Stretches.of([machine(400, seed=5)])
@@ -64,9 +67,49 @@ def test_a_forest_is_grown_once_and_loses_trees() -> None:
     assert 8 <= made.fitted.network.units["trees"] < 20
 
 
+def device(factor: float) -> Callable[..., list[Latency]]:
+    """A made-up one: a nanosecond a byte; all graphs but the first take `factor` of that."""
+
+    def measured(graphs: Sequence[bytes], batch: int, *, rounds: int = 9) -> list[Latency]:
+        times = [(factor if i else 1.0) * len(graph) * 1e-9 for i, graph in enumerate(graphs)]
+        return [Latency(time, 2 * time, batch) for time in times]
+
+    return measured
+
+
+@pytest.mark.parametrize(
+    ("factor", "corrections", "met", "narrower"),
+    [(1.3, 2, True, False), (20.0, 2, False, False), (1.3, 0, False, True)],
+)
+def test_what_was_built_is_measured_and_made_narrower_where_it_misses(
+    monkeypatch: pytest.MonkeyPatch, factor: float, corrections: int, met: bool, narrower: bool
+) -> None:
+    """Once or twice, with both times from one run; what still misses then is no detector. Times are made up.
+
+    It is called the floor only where it is.
+    """
+    monkeypatch.setattr(gradual, "CORRECTIONS", corrections)
+    monkeypatch.setattr(table, "measure", device(1.0))
+    monkeypatch.setattr(search, "measure", device(1.0))
+    monkeypatch.setattr(gradual, "measure", device(factor))
+    budget = Budget(speedup=2.0, batch=16)
+
+    made = fit_while_pruning("lstm", DATA, FOUR, budget, seed=0, options=WIDE, how=HOW)
+
+    assert ((made.fitted is not None), made.narrower) == (met, narrower)
+    assert made.dense.p50_seconds == size_of("lstm", WIDE) * 1e-9
+    if made.fitted is not None:
+        assert made.latency.p50_seconds == pytest.approx(factor * len(step_graph(made.fitted)) * 1e-9)
+        assert made.dense.p50_seconds / made.latency.p50_seconds >= 2.0
+        assert made.fitted.network.units == made.plan.units
+    else:
+        assert isinstance(made.plan, Floor)
+        assert made.plan.latency == made.latency
+
+
 def test_units_leave_in_geometric_steps() -> None:
     """Each step removes the same share; the last has the target's widths."""
-    steps = removals({"layer0": 128, "layer1": 64}, {"layer0": 8, "layer1": 64})
+    steps = geometric({"layer0": 128, "layer1": 64}, {"layer0": 8, "layer1": 64}, REMOVALS)
 
     assert [step["layer0"] for step in steps] == [64, 32, 16, 8]
     assert {step["layer1"] for step in steps} == {64}

@@ -20,7 +20,7 @@ from detectors.training.fitted import Fitted
 from detectors.training.networks import LSTM, Autoencoder, Group, Network, Slice
 from detectors.training.stretches import Lanes, Stretches, Windows
 from pruning.groups import prunable
-from pruning.importance import CRITERIA, IDLE, Evidence, idle, importance
+from pruning.importance import CRITERIA, DEFAULT, IDLE, Evidence, idle, importance
 from pruning.surgery import masked
 
 TRAINED = 150  # updates: enough for units to matter differently
@@ -206,9 +206,9 @@ def test_every_criterion_judges_every_network(kind: str, criterion: str) -> None
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-@pytest.mark.parametrize("kind", ["lstm", "autoencoder", "variational_autoencoder"])
+@pytest.mark.parametrize("kind", ["lstm", "autoencoder"])
 def test_only_latents_have_a_divergence(kind: str) -> None:
-    """Asked for by name it is refused, with the group; latents are judged by it whatever is asked for."""
+    """Of a network without latents it is refused, with the group."""
     detector = untrained(kind, 4)
     evidence = Evidence(detector.network, chunks(detector.network, detector), 0)
 
@@ -216,6 +216,17 @@ def test_only_latents_have_a_divergence(kind: str) -> None:
         importance("kl", evidence)
 
     assert error.value.field == "criterion"
+
+
+def test_the_other_groups_beside_latents_are_judged_by_the_default() -> None:
+    """Asked for the divergence, which they have none of."""
+    detector = untrained("variational_autoencoder", 4)
+    network = detector.network
+
+    wanted, found = (importance(how, Evidence(network, chunks(network, detector), 0)) for how in (DEFAULT, "kl"))
+
+    assert found.keys() == {"encoder", "latent", "decoder"}
+    assert all(torch.equal(scores, wanted[name]) for name, scores in found.items())
 
 
 def test_groups_with_a_measure_of_their_own_are_judged_by_it() -> None:

@@ -15,13 +15,14 @@ from detectors.bundle import Lineage
 from detectors.errors import InvalidInputError, PreconditionError
 from detectors.runtime import Runtime
 from detectors.training.export import step_graph, to_bundle
-from detectors.training.fit import FitOptions, fit
+from detectors.training.fit import FitOptions, fit, silent
 from detectors.training.fitted import Fitted, load, save
 from detectors.training.stretches import Stretches
 from pruning import cycle as cycle_module
 from pruning import search, table
-from pruning.cycle import Candidate, CycleOptions, prune, require_prunable, run_cycle, split
+from pruning.cycle import Candidate, CycleOptions, prune, require_prunable, run_cycle, split, update
 from pruning.damage import most_important
+from pruning.frontier import FrontierOptions, build_frontier
 from pruning.gate import GateLimits, trimmed_error
 from pruning.groups import prunable
 from pruning.outcome import Budget, Latency
@@ -233,11 +234,57 @@ def test_a_parent_is_updated_only_for_the_better() -> None:
     """On points whose level has moved the updated parent replaces the old one, which stays as it was."""
     moved = RECENT * np.float32(1.05) + np.float32([0.5, 10, 0.3, 0.3])
 
-    parent, candidate, _ = cycle("lstm", middle("lstm"), recent=moved, update_parent=True, updates=200, dry_run=True)
+    parent, candidate, _ = cycle("lstm", middle("lstm"), recent=moved, update_parent=True, updates=200)
 
     held_out = split(parent, Stretches.of([moved]))[1]
     assert candidate.updated
     assert trimmed_error(candidate.parent, held_out) < trimmed_error(parent, held_out)
+
+
+def test_a_parent_that_is_hardly_better_is_no_new_one() -> None:
+    """One update on points that it knows: the old one stays, and with it its frontier."""
+    parent = fitted("lstm", updates=TRAINED, width=32)
+    training, held_out = split(parent, Stretches.of([RECENT]))
+
+    kept, updated = update(parent, training, held_out, CycleOptions(updates=2), silent)
+
+    assert kept is parent
+    assert updated is False
+
+
+def test_a_dry_run_trains_nothing() -> None:
+    """Not even the parent that a cycle would train on first; the reason says that it would."""
+    moved = RECENT * np.float32(1.05) + np.float32([0.5, 10, 0.3, 0.3])
+    told: list[str] = []
+
+    candidate = run_cycle(
+        fitted("lstm", updates=TRAINED, width=32),
+        Stretches.of([moved]),
+        middle("lstm"),
+        parent_version=1,
+        version=2,
+        options=CycleOptions(dry_run=True, update_parent=True, updates=20, tables=TABLES),
+        progress=lambda stage, _done, message: told.append(f"{stage} {message}"),
+    )
+
+    assert not candidate.updated
+    assert not [line for line in told if line.startswith(("update ", "fine-tune ")) and line.split()[1:]]
+    assert "train the parent on with recent points" in candidate.outcome.reason
+
+
+@pytest.mark.slow
+def test_a_library_call_leaves_the_global_generators_alone() -> None:
+    """A cycle and a frontier draw from their own seeds."""
+    parent, budget = fitted("lstm", updates=TRAINED, width=32), middle("lstm")
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002  (that is the one that must not move)
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002
+
+    cycle("lstm", budget, updates=2)
+    build_frontier(parent, Stretches.of([RECENT]), batch=16, points=1, options=FrontierOptions(updates=1))
+
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002
 
 
 def test_a_dry_run_says_what_it_would_do() -> None:
@@ -263,7 +310,7 @@ def test_a_dry_run_says_what_it_would_do() -> None:
 @pytest.mark.parametrize(
     ("budget", "named"),
     [
-        (Budget(p50_seconds=1e-9, batch=16), "(budget 0 us)"),
+        (Budget(p50_seconds=1e-9, batch=16), "(budget 0.001 us)"),
         (Budget(p99_seconds=1e-9, batch=16), "p99"),
         (Budget(p99_seconds=1e-9, size_bytes=100, batch=16), "bytes (budget 100 bytes)"),
         (Budget(speedup=10_000, batch=16), "speedup 10000"),
@@ -378,8 +425,8 @@ def test_a_child_with_a_shorter_window_is_a_detector_as_any() -> None:
     """Where the narrowest widths are too large: it learned from a parent that sees more, and needs fewer points."""
     options = SMALL["autoencoder"] | {"window": 48}
     parent = fit("autoencoder", Stretches.of([RECENT]), FOUR, seed=0, options=options, how=FitOptions(updates=TRAINED))
-    narrow = parent.network.resized({"encoder0": 8, "decoder0": 8})
-    budget = Budget(size_bytes=len(step_graph(parent.with_network(narrow))) - 2000, batch=16)
+    narrow = parent.network.resized({"encoder0": 1, "decoder0": 1})
+    budget = Budget(size_bytes=len(step_graph(parent.with_network(narrow))) - 200, batch=16)
 
     candidate = run_cycle(
         parent,
@@ -401,7 +448,7 @@ def test_a_child_with_a_shorter_window_is_a_detector_as_any() -> None:
 def test_a_child_that_misses_the_budget_is_made_narrower(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a made-up device that is half as fast again when the built graph is measured as it was for the search.
 
-    Real times would miss a budget only now and then.
+    Real times would miss a budget only now and then. Where it misses to the end, that is not called the floor.
     """
 
     def device(factor: float):
@@ -417,7 +464,12 @@ def test_a_child_that_misses_the_budget_is_made_narrower(monkeypatch: pytest.Mon
 
     _, planned, _ = cycle("lstm", budget, dry_run=True, tables=Tables())
     _, candidate, _ = cycle("lstm", budget, updates=10, tables=Tables())
+    monkeypatch.setattr(cycle_module, "measure", device(20.0))
+    monkeypatch.setattr(cycle_module, "CORRECTIONS", 1)
+    _, missed, _ = cycle("lstm", budget, updates=10, tables=Tables())
 
+    assert missed.outcome.outcome == "rejected"
+    assert "narrower widths are left" in missed.outcome.best_reachable.hint
     assert candidate.outcome.outcome == "adopted", candidate.outcome.reason
     assert candidate.outcome.child.p50_seconds <= 45e-6
     assert candidate.plan.units != planned.plan.units

@@ -28,7 +28,7 @@ from detectors.training.stretches import Lanes, Stretches, Windows
 from pruning.groups import prunable
 from pruning.injection import KINDS
 from pruning.report import correlations, explained, group_costs, removed, report_on
-from pruning.sensors import EVENTS, MOST_SENSORS, scores_without, sensors, trials
+from pruning.sensors import EVENTS, MOST_SENSORS, _Asked, scores_without, sensors, trials
 from pruning.structures import Structure, origins, restructured
 from pruning.surgery import remove
 from pruning.table import Cost, Level, NoTables, Table
@@ -240,6 +240,19 @@ def test_trials_say_which_sensors_an_anomaly_is_on() -> None:
     assert not steady[events, :, features].all(axis=1).any()
     unlabelled = ~(drawn.labels[:, 1:] | drawn.labels[:, :-1])
     assert steady[unlabelled].all()
+
+
+def test_trials_of_a_detector_that_scores_seldom_ask_about_all_points_since_the_last() -> None:
+    """What lies between two points that have a score is in the label of the second."""
+    child, normal = untrained("autoencoder", 4, stride=5), Stretches.of([machine(900)])
+    drawn = trials(normal, child.warm_up_points, 36, np.random.default_rng(0))
+
+    asked = _Asked.of(child, normal, drawn)
+
+    last = drawn.labels.shape[1] // 5 * 5
+    wanted = drawn.labels[:, :last].reshape(36, -1, 5).any(axis=2)
+    assert np.array_equal(asked.drawn.labels[:, 4:last:5], wanted)
+    assert not np.array_equal(drawn.labels[:, 4:last:5], wanted)
 
 
 @pytest.mark.parametrize("kind", ["lstm", "autoencoder", "ensemble"])

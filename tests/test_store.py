@@ -102,15 +102,19 @@ def test_a_lost_catalog_is_not_replaced_by_an_empty_one(store: Store, root: Path
 
 
 def test_opening_sweeps_what_a_killed_process_left(store: Store, root: Path) -> None:
-    """Staging and half-written bundles go; published ones stay."""
+    """Staging, half-written bundles and tables go; what is whole stays."""
     parent = fitted(store)
     store.close()
     (root / "staging" / "upload").mkdir()
     (root / "bundles" / f".{'0' * 64}.77.partial").mkdir()
+    (root / "tables").mkdir()
+    for name in ("key.77.partial", "key.json"):
+        (root / "tables" / name).touch()
 
     with Store.open(root) as again:
         assert list(again.staging.iterdir()) == []
         assert [path.name for path in (root / "bundles").iterdir()] == [parent["hash"]]
+        assert [path.name for path in (root / "tables").iterdir()] == ["key.json"]
 
 
 def test_a_fit_serves_on_every_class(store: Store) -> None:
@@ -134,6 +138,18 @@ def test_a_cycle_serves_on_its_class_only(store: Store) -> None:
     assert version.version == 2
     assert {it.device_class: it.version for it in store.catalog.all_serving("pump")} == {"hub": 1, "pi4": 2}
     assert store.catalog.measurements(child["hash"])[0].batch == 64
+
+
+def test_a_cycle_is_in_the_book_as_adopted_when_its_child_serves(store: Store) -> None:
+    """With the whole result, in the transaction that publishes."""
+    parent = fitted(store)
+    cycle = store.catalog.begin_cycle("pump", "pi4", "manual")
+    result = {"outcome": "adopted", "reason": "", "parent": parent, "child": made(store, 2, "pi4")}
+
+    publish_cycle(store, "pump", "pi4", result, cycle=cycle)
+
+    (row,) = store.catalog.cycles("pump")
+    assert (row.outcome, row.result) == ("adopted", result)
 
 
 def test_a_rejected_cycle_publishes_nothing(store: Store) -> None:

@@ -16,6 +16,7 @@ from detectors.training.export import step_graph
 from detectors.training.fitted import ErrorOptions, Fitted
 from detectors.training.networks import LSTM, Autoencoder, Network
 from detectors.training.stretches import Stretches
+from pruning import machine as this_machine
 from pruning.cycle import CycleOptions, run_cycle
 from pruning.latency import measure
 from pruning.outcome import Budget
@@ -96,9 +97,12 @@ def test_measuring_leaves_garbage_collection_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("dense", "wanted"),
     [
-        (3, [3]),
-        (8, [8]),
-        (12, [8, 12]),
+        (3, [1, 2, 3]),
+        (8, [1, 2, 4, 8]),
+        (1, [1]),
+        (12, [1, 2, 4, 8, 12]),
+        (16, [1, 2, 4, 8, 12, 16]),
+        (17, [8, 16, 17]),
         (32, [8, 16, 24, 32]),
         (64, [8, 16, 24, 32, 40, 48, 56, 64]),
         (128, [8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128]),
@@ -106,18 +110,22 @@ def test_measuring_leaves_garbage_collection_as_it_was() -> None:
     ],
 )
 def test_the_grid_is_finer_where_narrow(dense: int, wanted: list[int]) -> None:
-    """Multiples of a vector register, in steps that double with the width; the dense width ends it."""
+    """Multiples of a vector register, in steps that double with the width; the dense width ends it.
+
+    Up to two registers there are narrower ones, down to one unit and never to none.
+    """
     assert grid(dense) == wanted
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.integers(1, 4096), st.floats(0.5, 5000))
 def test_the_next_width_of_the_grid(dense: int, width: float) -> None:
-    """The narrowest that is wide enough, at most the dense one; all but that are multiples of the grid."""
+    """The narrowest that is wide enough, at most the dense one; where wide all but that are multiples of the grid."""
     widths = grid(dense)
 
     assert widths == sorted(set(widths))
-    assert all(each % GRID == 0 for each in widths[:-1])
+    assert widths[0] >= 1
+    assert dense <= 2 * GRID or all(each % GRID == 0 for each in widths[:-1])
     assert widths[-1] == dense
     assert on_grid(width, dense) == min((each for each in widths if each >= width), default=dense)
     assert len(widths) < 60
@@ -137,7 +145,7 @@ def test_levels_go_down_from_dense_to_the_floor(widths: list[int]) -> None:
         assert all(lower[name] <= upper[name] for name in upper)
     for units in levels[1:]:
         assert all(width in grid(network.units[name]) for name, width in units.items())
-    assert levels[-1] == {name: min(GRID, width) for name, width in network.units.items()}
+    assert levels[-1] == {name: GRID if width > 2 * GRID else 1 for name, width in network.units.items()}
 
 
 def test_levels_leave_protected_groups_out() -> None:
@@ -157,8 +165,8 @@ def test_near_a_level_lie_widths_of_the_grid(widths: list[int]) -> None:
     for units in level_units(network):
         for name, around in near(network, units).items():
             assert around == sorted(set(around))
-            assert {units[name], min(GRID, network.units[name])} <= set(around) <= set(grid(network.units[name]))
-            others = set(around) - {units[name], min(GRID, network.units[name])}
+            assert {units[name], on_grid(1, network.units[name])} <= set(around) <= set(grid(network.units[name]))
+            others = set(around) - {units[name], on_grid(1, network.units[name])}
             assert all(NEAR[0] <= width / units[name] <= NEAR[1] for width in others)
             offered[name] |= set(around)
 
@@ -192,7 +200,7 @@ ALONE = st.dictionaries(NAMES, st.dictionaries(st.integers(1, 4096), COSTS, max_
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
-@given(st.lists(st.builds(Level, st.dictionaries(NAMES, st.integers(1, 4096)), COSTS, ALONE), max_size=3))
+@given(st.lists(st.builds(Level, st.dictionaries(NAMES, st.integers(1, 4096)), COSTS, ALONE), min_size=1, max_size=3))
 def test_a_table_comes_back_from_json(levels: list[Level]) -> None:
     """Every number to the last bit; widths are whole numbers again, not text."""
     table = Table(tuple(levels))
@@ -207,6 +215,7 @@ DAMAGED = {
     "a list": "[1, 2]",
     "a number": "3",
     "no levels": '{"version": 1}',
+    "none of its levels": '{"version": 1, "levels": []}',
     "levels of another kind": '{"version": 1, "levels": [3]}',
     "a cost too many": told_of(LSTM(1, (8,))).to_json().replace('"bytes"', '"volts": 3, "bytes"'),
 }
@@ -246,7 +255,7 @@ def test_a_damaged_table_is_measured_anew(tmp_path: Path, damage: bytes) -> None
 
     table = table_of(parent, 16, tables)
 
-    assert [level.units for level in table.levels] == [parent.network.units]
+    assert [level.units for level in table.levels] == list(level_units(parent.network))
     assert tables.get(table_key(parent, 16)) == table
     assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
 
@@ -291,3 +300,23 @@ def test_a_key_names_what_times_depend_on() -> None:
     assert len(set(keys)) == len(keys)
     assert all(key.isalnum() for key in keys)
     assert table_key(replace(parent, features=("a", "b", "c")), 16) == table_key(parent, 16)
+
+
+def test_forests_of_as_many_trees_have_tables_of_their_own() -> None:
+    """Bytes and time of a forest depend on its nodes."""
+    first, second = (untrained("isolation_forest", 3, seed=seed) for seed in (0, 1))
+
+    assert first.network.units == second.network.units
+    assert table_key(first, 16) != table_key(second, 16)
+    assert table_key(first, 16) == table_key(untrained("isolation_forest", 3, seed=0), 16)
+
+
+def test_the_machine_is_told_by_its_processor() -> None:
+    """The model, as Linux says it; two machines of one name may differ in nothing else."""
+    told = this_machine.machine()
+
+    assert told.keys() == {"node", "machine", "processor", "runtime"}
+    known = this_machine.PROCESSORS.read_text() if this_machine.PROCESSORS.is_file() else ""
+    if "model name" in known:
+        assert told["processor"]
+        assert f": {told['processor']}" in known

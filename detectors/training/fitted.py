@@ -73,6 +73,7 @@ class Fitted:
         how: How residuals become one error.
         views: For each member of the network.
         combined: Calibrates the mean score of several members; None where there is one.
+        trim: Share of normal points that may be anomalies: so much of the largest errors counts in no calibration.
     """
 
     network: Network
@@ -81,6 +82,7 @@ class Fitted:
     how: ErrorOptions
     views: tuple[View, ...]
     combined: Calibration | None = None
+    trim: float = 0.0
 
     @property
     def warm_up_points(self) -> int:
@@ -111,7 +113,9 @@ class Fitted:
         Needed after every change of the network: a pruned detector with its parent's scale floods the user.
         """
         forms = [view.form for view in self.views]
-        return calibrated(self.network, self.features, self.scaler, stretches, self.how, forms, seen=seen)
+        return calibrated(
+            self.network, self.features, self.scaler, stretches, self.how, forms, seen=seen, trim=self.trim
+        )
 
     def with_network(self, network: Network) -> Fitted:
         """The same statistics around another network (until it is recalibrated), which may see a shorter window."""
@@ -202,13 +206,14 @@ def calibrated(
         for form, mine, other in zip(known, ours, theirs, strict=True)
     )
     if len(views) == 1:
-        return Fitted(network, features, scaler, how, views)
+        return Fitted(network, features, scaler, how, views, trim=trim)
 
     def mean_score(contributions: list[FloatArray]) -> FloatArray:
         shares = [_shared(each, view.calibration, len(views)) for each, view in zip(contributions, views, strict=True)]
         return np.asarray(np.sum(shares, axis=0).sum(axis=-1), np.float32)
 
-    return Fitted(network, features, scaler, how, views, Calibration.fit(mean_score(ours), mean_score(theirs), trim))
+    combined = Calibration.fit(mean_score(ours), mean_score(theirs), trim)
+    return Fitted(network, features, scaler, how, views, combined, trim)
 
 
 def blank_form(member: Network, how: ErrorOptions) -> ErrorForm:
@@ -342,6 +347,7 @@ def save(fitted: Fitted) -> bytes:
             "aggregate": fitted.how.aggregate,
             "missing": fitted.how.missing,
         },
+        "trim": fitted.trim,
     }
     return bytes(
         safetensors.numpy.save(
@@ -372,7 +378,8 @@ def load(content: bytes) -> Fitted:
         )
         combined = _calibration(_under(tensors, "combined.")) if len(views) > 1 else None
         scaler = Scaler(tensors["scaler.center"], tensors["scaler.scale"], header["input_clip"])
-        return Fitted(network, features, scaler, ErrorOptions(**header["error"]), views, combined)
+        trim = float(header.get("trim", 0.0))  # files of older versions do not say it
+        return Fitted(network, features, scaler, ErrorOptions(**header["error"]), views, combined, trim)
     except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise CorruptBundleError(
             "holds no weights that this version of prunewatch can read.",

@@ -228,11 +228,6 @@ def fit_in_store(
         from server.trainer import run_job  # torch takes a second: everything above is told without it
 
         result: dict[str, Any] = run_job(job, report)
-        if known is None:
-            catalog.create_detector(name, config.model_dump(mode="json"), features)
-        else:
-            catalog.set_config(name, config.model_dump(mode="json"))
-            catalog.set_features(name, features)
+        publish_fit(store, name, result, batch=batch, config=config)
         store.history(name).add_points(table.stamps, table.values)
-        publish_fit(store, name, result, batch=batch)
     return result

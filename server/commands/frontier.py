@@ -15,12 +15,14 @@ from rich.table import Table
 from detectors.errors import InvalidInputError
 from pruning.frontier_facts import MOST_POINTS, POINTS
 from server.commands.options import (
+    BatchOption,
     DeviceClassOption,
     JsonOption,
     NameArgument,
     SeedOption,
     ServerOption,
     StoreOption,
+    asked_batch,
     require_hub,
     store_path,
 )
@@ -28,14 +30,13 @@ from server.commands.plot import picture_format
 from server.commands.progress import Report, progress
 from server.commands.tables import console, duration_text, units_text
 from server.config import DEFAULT_BATCH, HUB, load_detector_config
-from server.csv_input import Table as Points
 from server.csv_input import read_csv
 from server.quantities import format_size
 
 
 @dataclass(frozen=True)
 class Sought:
-    """A frontier as it was asked for; `batch` and `points` are None where nothing is said of them."""
+    """A frontier as it was asked for; `batch`, `points` and `seed` are None where nothing is said of them."""
 
     name: str
     device_class: str
@@ -44,20 +45,25 @@ class Sought:
     seed: int | None
     rebuild: bool
 
+    def require_shown(self, data: Path | None = None) -> None:
+        """Refuses options that say how a frontier is built, where one is kept and would be shown instead.
+
+        Raises:
+            InvalidInputError: names them.
+        """
+        given = {"--data": data, "--points": self.points, "--seed": self.seed}
+        if fields := [name for name, value in given.items() if value is not None]:
+            raise InvalidInputError(
+                "a frontier is kept already, and may have been built otherwise.",
+                field=", ".join(fields),
+                hint="Leave it out to see that one, or add --rebuild.",
+            )
+
 
 def frontier(
     name: NameArgument,
     device_class: DeviceClassOption = HUB,
-    batch: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=65536,
-            metavar="B",
-            help="Points in a step (default: the device class's; 256 on the hub).",
-            show_default=False,
-        ),
-    ] = None,
+    batch: BatchOption = None,
     points: Annotated[
         int | None,
         typer.Option(
@@ -92,7 +98,8 @@ def frontier(
         prunewatch frontier pump
         prunewatch frontier pump --plot pump.svg --batch 64
 
-    What serves does not change.
+    What serves does not change. How one is built that is kept already (--data, --points, --seed) is only said with
+    --rebuild.
     """
     root = store_path(store, server)
     kind = picture_format(plot) if plot else None
@@ -102,10 +109,11 @@ def frontier(
         raise InvalidInputError(
             "a server builds it from the points that it has kept.", field="--data", hint="Leave it out."
         )
+    asked_batch(batch, device_class, server)
     sought = Sought(name, device_class, batch, points, seed, rebuild)
     with progress() as report:
         if server is None:
-            shown = frontier_in_store(root, sought, read_csv(data).in_time_order()[0] if data else None, report)
+            shown = frontier_in_store(root, sought, data, report)
         else:
             from server.commands import remote
 
@@ -121,7 +129,7 @@ def frontier(
         typer.echo(f"{plot}: {len(shown['points'])} children drawn", err=True)
 
 
-def frontier_in_store(root: Path, sought: Sought, table: Points | None, report: Report) -> dict[str, Any]:
+def frontier_in_store(root: Path, sought: Sought, data: Path | None, report: Report) -> dict[str, Any]:
     """The frontier that the store has, or the one that is built in this process."""
     require_hub("sqlalchemy", "pyarrow")
     from server.frontiers import read_frontier
@@ -135,13 +143,14 @@ def frontier_in_store(root: Path, sought: Sought, table: Points | None, report: 
         parent = parent_version(store, name, device_class).parent_hash
         stored = None if sought.rebuild else read_frontier(store.root, parent, batch)
         if stored is not None:
+            sought.require_shown(data)
             return stored.shown(name, device_class)
         require_hub("torch", "onnx", "safetensors")
-        if table is None:
+        if data is None:
             history = store.history(name).paths()
         else:
             features = store.read_bundle(parent).manifest.features
-            table = table.in_order_of(features)
+            table = read_csv(data).in_time_order()[0].in_order_of(features)
             history = [History(store.staging / name, features).add_points(table.stamps, table.values)]
         job = frontier_job(
             store,

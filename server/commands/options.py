@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from detectors.errors import InvalidInputError, MissingExtraError
 from server.complaints import as_input_error
-from server.config import Budget, load_settings
+from server.config import DEFAULT_BATCH, HUB, Budget, load_settings
 from server.quantities import parse_duration, parse_size
 
 Value = TypeVar("Value")
@@ -83,6 +83,33 @@ SizeOption = Annotated[
         parser=quantity(parse_size), metavar="SIZE", help="Bytes of the step graph, e.g. 64KiB.", show_default=False
     ),
 ]
+
+
+BatchOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=65536,
+        metavar="B",
+        help="Points in a step (default: 256 on the hub; with --server what it says of the device class).",
+        show_default=False,
+    ),
+]
+
+
+def asked_batch(batch: int | None, device_class: str, server: str | None) -> int:
+    """Points in a step, as the command line says; a server looks up what is not said.
+
+    Raises:
+        InvalidInputError: it is not said, and only a server knows it.
+    """
+    if batch is None and server is None and device_class != HUB:
+        raise InvalidInputError(
+            f"without a server nothing says how many points a step has on {device_class!r}.",
+            field="--batch",
+            hint="Give it, e.g. --batch 1.",
+        )
+    return batch or DEFAULT_BATCH
 
 
 def asked_budget(p99: float | None, p50: float | None, speedup: float | None, size: int | None, batch: int) -> Budget:

@@ -13,6 +13,7 @@ Report = Callable[[str, float, str], None]
 """Takes the stage, how much of it is done (0 to 1) and the same for people."""
 
 LINE_SECONDS = 5.0
+END = "done"  # the last stage of all work: what comes after it says more
 
 
 @contextmanager
@@ -33,6 +34,8 @@ def _bars(console: Console) -> Iterator[Report]:
         tasks: dict[str, TaskID] = {}
 
         def report(stage: str, done: float, message: str) -> None:
+            if stage == END:
+                return
             if stage not in tasks:
                 for earlier in tasks.values():
                     bars.update(earlier, completed=1.0)
@@ -45,14 +48,15 @@ def _bars(console: Console) -> Iterator[Report]:
 
 
 def lines(console: Console, clock: Callable[[], float] = time.monotonic) -> Report:
-    """Prints a line for each new stage, and every few seconds within one."""
-    current, printed = "", clock()
+    """Prints a line for each new stage, and every few seconds within one where there is something new to say."""
+    current, last, printed = "", "", clock()
 
     def report(stage: str, done: float, message: str) -> None:
-        nonlocal current, printed
-        if stage == current and clock() - printed < LINE_SECONDS:
+        nonlocal current, last, printed
+        line = f"{stage} {done:4.0%}  {message}".rstrip()
+        if stage == END or line == last or (stage == current and clock() - printed < LINE_SECONDS):
             return
-        current, printed = stage, clock()
-        console.print(f"{stage} {done:4.0%}  {message}".rstrip(), highlight=False, markup=False, soft_wrap=True)
+        current, last, printed = stage, line, clock()
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     return report

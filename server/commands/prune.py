@@ -8,26 +8,29 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
-from detectors.errors import InvalidInputError, PrunewatchError
 from server.commands.options import (
+    BatchOption,
     DeviceClassOption,
     JsonOption,
     NameArgument,
+    P50Option,
+    P99Option,
     SeedOption,
     ServerOption,
+    SizeOption,
+    SpeedupOption,
     StoreOption,
-    quantity,
+    asked_batch,
+    asked_budget,
     require_hub,
     store_path,
 )
 from server.commands.progress import Report, progress
 from server.commands.tables import before_and_after, console, duration_text, plan_table, plan_text, units_text
-from server.complaints import as_input_error
-from server.config import DEFAULT_BATCH, HUB, Budget, load_detector_config
+from server.config import HUB, Budget, load_detector_config
 from server.csv_input import Table, read_csv
-from server.quantities import format_size, parse_duration, parse_size
+from server.quantities import format_size
 
 REJECTED = 3
 """Exit code when nothing that meets the budget is good enough."""
@@ -48,40 +51,11 @@ class Asked:
 
 def prune(
     name: NameArgument,
-    p99: Annotated[
-        float | None,
-        typer.Option(
-            parser=quantity(parse_duration),
-            metavar="TIME",
-            help="99th percentile of a step, e.g. 2ms.",
-            show_default=False,
-        ),
-    ] = None,
-    p50: Annotated[
-        float | None,
-        typer.Option(
-            parser=quantity(parse_duration), metavar="TIME", help="Median of a step, e.g. 1ms.", show_default=False
-        ),
-    ] = None,
-    speedup: Annotated[
-        float | None,
-        typer.Option(min=1, metavar="X", help="Median of a step, as the parent's divided by X.", show_default=False),
-    ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(
-            parser=quantity(parse_size), metavar="SIZE", help="Bytes of the step graph, e.g. 64KiB.", show_default=False
-        ),
-    ] = None,
-    batch: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="B",
-            help="Points in a step (default: the device class's; 256 on the hub).",
-            show_default=False,
-        ),
-    ] = None,
+    p99: P99Option = None,
+    p50: P50Option = None,
+    speedup: SpeedupOption = None,
+    size: SizeOption = None,
+    batch: BatchOption = None,
     device_class: DeviceClassOption = HUB,
     data: Annotated[
         Path | None,
@@ -112,14 +86,8 @@ def prune(
     Exit code: 0 adopted (or planned), 3 rejected; then what serves has not changed.
     """
     root = store_path(store, server)
-    try:
-        budget = Budget(p99=p99, p50=p50, speedup=speedup, size=size, batch=batch or DEFAULT_BATCH)
-    except ValidationError as error:
-        raise as_input_error(error, Budget) from error
-    if not budget.is_set:
-        raise InvalidInputError(
-            "no budget is given.", field="--p99, --p50, --speedup, --size", hint="Give at least one, e.g. --speedup 4."
-        )
+    points = asked_batch(batch, device_class, server)
+    budget = asked_budget(p99, p50, speedup, size, points)
     table = read_csv(data).in_time_order()[0] if data else None
     asked = Asked(name, device_class, budget, table, dry_run, seed, fresh)
     with progress() as report:
@@ -193,9 +161,9 @@ def prune_in_store(root: Path, asked: Asked, report: Report) -> dict[str, Any]:
         cycle = catalog.begin_cycle(name, device_class, "manual")
         try:
             result: dict[str, Any] = run_job(job, report)
-            publish_cycle(store, name, device_class, result, batch=asked.budget.batch)
-        except PrunewatchError as error:
-            catalog.end_cycle(cycle, "failed", str(error))
+            publish_cycle(store, name, device_class, result, batch=asked.budget.batch, cycle=cycle)
+        except BaseException as error:  # Ctrl-C too: nothing else would end it until the store is opened again
+            catalog.end_cycle(cycle, "failed", str(error) or "it was interrupted.")
             raise
         catalog.end_cycle(cycle, result["outcome"], result["reason"], result)
     return result

@@ -239,10 +239,13 @@ async def frontier(client: Client, sought: Sought, report: Report) -> dict[str, 
     """The frontier that the server has, or the one that it builds when it has none."""
     if not sought.rebuild:
         try:
-            return await client.frontier(sought.name, device_class=sought.device_class, batch=sought.batch)
+            shown = await client.frontier(sought.name, device_class=sought.device_class, batch=sought.batch)
         except ServiceError as error:
             if error.code != "NOT_FOUND":
                 raise
+        else:
+            sought.require_shown()
+            return shown
     operation = await client.build_frontier(
         sought.name,
         device_class=sought.device_class,

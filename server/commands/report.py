@@ -27,21 +27,30 @@ from server.commands.tables import (
     costs_table,
     duration_text,
     gate_table,
+    in_order,
     levers_text,
     plan_table,
     plan_text,
     printable,
     removed_table,
     sensors_table,
+    stamp_text,
 )
 from server.config import HUB
-from server.csv_input import iso_text
 
 if TYPE_CHECKING:
     from server.store import Store
 
 CYCLES = 1000  # the newest, that are looked through
 DATA = ("data_rows", "data_first_stamp", "data_last_stamp")
+STAGES = ("update", "frontier", "search", "prune", "fine-tune", "calibrate", "measure", "gate", "report")
+ENDED = {
+    "adopted": "was adopted",
+    "rejected": "was rejected",
+    "planned": "only planned",
+    "failed": "failed",
+    "running": "is still running",
+}
 
 
 def report(
@@ -146,13 +155,14 @@ def choose(name: str, cycles: Sequence[Mapping[str, Any]], device_class: str, wa
             return it
     if not ours:
         raise PreconditionError(
-            f"{name!r} has not been pruned for {device_class!r} yet.",
+            f"{name!r} has not been pruned for {device_class!r} by a cycle yet.",
             field="name",
-            hint=f"Run a cycle: prunewatch prune {name} --speedup 4.",
+            hint=f"Run a cycle: prunewatch prune {name} --speedup 4. What a fit has pruned is in no cycle: see "
+            f"prunewatch show {name}.",
         )
     raise PreconditionError(
-        f"no cycle has built a child of {name!r} for {device_class!r} yet; the newest, {ours[0]['id']}, was "
-        f"{ours[0]['outcome']}.",
+        f"no cycle has built a child of {name!r} for {device_class!r} yet; the newest, {ours[0]['id']}, "
+        f"{ENDED[ours[0]['outcome']]}.",
         field="name",
         hint=f"See what is known of it with --cycle {ours[0]['id']}, or prune to another budget.",
     )
@@ -200,8 +210,9 @@ def _print(described: Mapping[str, Any]) -> None:
     if described["parent"]:
         out.print(before_and_after(described))
     if described["plan"]:
-        out.print(plan_table(described["plan"]))
-        out.print(plan_text(described), markup=False)
+        untrained = [it["group"] for it in described["removed"] or () if not it.get("trained", True)]
+        out.print(plan_table(described["plan"], described["parent"]["units"], untrained))
+        out.print(plan_text(described, untrained), markup=False)
     if described["removed"] is None and described["gate"]:
         out.print("What was removed is not known: an older version ran this cycle.", markup=False)
     if described["removed"] is not None:
@@ -222,35 +233,45 @@ def _print(described: Mapping[str, Any]) -> None:
             )
             out.print(sensors_table(sensors))
     if described["stages"]:
-        seconds = ", ".join(f"{stage} {duration_text(took)}" for stage, took in described["stages"].items())
-        out.print(f"Stages: {seconds}.", markup=False)
+        seconds = in_order(described["stages"], STAGES)
+        took = ", ".join(f"{stage} {duration_text(it)}" for stage, it in seconds.items())
+        out.print(f"Time by stage: {took}.", markup=False)
 
 
 def _headline(described: Mapping[str, Any]) -> str:
     version = f" as version {described['child']['version']}" if described["outcome"] == "adopted" else ""
     begun = datetime.fromtimestamp(described["started_seconds"], UTC)
+    reason = f": {described['reason']}" if described["reason"] else ""
     return printable(
         f"{described['detector']}, {described['device_class']}: cycle {described['cycle']} of {begun:%Y-%m-%d %H:%M} "
-        f"({described['trigger']}): {described['outcome']}{version}. {described['reason']}".rstrip()
+        f"({described['trigger']}): {described['outcome']}{version}{reason or '.'}"
     )
 
 
 def _lineage_text(described: Mapping[str, Any]) -> str:
     lineage = described["lineage"]
+    if not lineage["parent_hash"]:
+        return "  nothing else is known"
     made = [f"from {_bundle(lineage['parent_hash'])} of version {lineage['parent_version']}"]
     if lineage["child_hash"]:
         made.append(f"made {_bundle(lineage['child_hash'])}")
-    if lineage["criterion"]:
-        made.append(f"units chosen by {lineage['criterion']}")
+    if criteria := _criteria(described):
+        made.append(f"units chosen by {criteria}")
     if lineage["seed"] is not None:
         made.append(f"seed {lineage['seed']}")
     if lineage["data_rows"]:
         first, last = (
-            str(stamp) if described["time"] == "index" else iso_text(stamp)
+            str(stamp) if described["time"] == "index" else stamp_text(stamp)
             for stamp in (lineage["data_first_stamp"], lineage["data_last_stamp"])
         )
         made.append(f"{lineage['data_rows']:,} points from {first} to {last}")
-    return f"  {', '.join(made)}" if lineage["parent_hash"] else "  nothing else is known"
+    return f"  {', '.join(made)}"
+
+
+def _criteria(described: Mapping[str, Any]) -> str:
+    """By what units were chosen: some groups have a criterion of their own."""
+    used = dict.fromkeys(it["criterion"] for it in described["removed"] or () if it["criterion"])
+    return " and ".join(used) or described["lineage"]["criterion"] or ""
 
 
 def _bundle(bundle_hash: str) -> str:

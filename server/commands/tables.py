@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,6 +13,9 @@ from rich.text import Text
 
 from server.csv_input import iso_text
 from server.quantities import format_duration, format_size
+
+CHECKS = ("size", "error", "alarms", "alarm rate", "tail", "injected")  # in the order of the gate, after times
+DATED = 31_536_000 * 10**9  # nanoseconds: whole numbers below are seconds or counts of a file, not dates of 1970
 
 
 def console() -> Console:
@@ -107,6 +111,15 @@ def anomalies_table(found: Mapping[str, Any]) -> Table:
     return table
 
 
+def stamp_text(stamp: int) -> str:
+    """A stamp of a history: a date, or the integer of the file where it would be no time since 1971.
+
+    >>> stamp_text(1_700_000_000), stamp_text(1_700_000_000 * 10**9)
+    ('1700000000', '2023-11-14T22:13:20Z')
+    """
+    return iso_text(stamp) if abs(stamp) >= DATED else str(stamp)
+
+
 def printable(name: str) -> str:
     r"""A name that a client has chosen, without what a terminal would obey.
 
@@ -121,15 +134,38 @@ def _measured_text(measured: Mapping[str, Any]) -> str:
     return f"{times} ({measured['device_class']} {measured['batch']})"
 
 
-def plan_table(plan: Mapping[str, Any]) -> Table:
-    """What was chosen, group by group, with the rise of the loss that is to be expected before training."""
-    table = Table("group", "units before -> after", "rise of the loss before training")
-    for group, it in plan["groups"].items():
-        table.add_row(group, f"{it['before']} -> {it['after']}", f"{it['damage']:+.1%}")
+def plan_table(
+    plan: Mapping[str, Any], units: Mapping[str, int] | None = None, untrained: Collection[str] = ()
+) -> Table:
+    """What was chosen, group by group, with what that is expected to cost before training.
+
+    Args:
+        plan: As `prune --json` prints it.
+        units: The parent's, in whose order groups stand; None: as the plan has them.
+        untrained: Groups of members that learn without gradients: what these lose is importance.
+    """
+    groups = in_order(plan["groups"], units or {})
+    trained = groups.keys() - set(untrained)
+    table = Table(
+        "group", "units before -> after", "rise of the loss before training" if trained else "importance lost"
+    )
+    for group, it in groups.items():
+        lost = f"{it['damage']:.1%}" + (" of its importance" if trained else "")
+        table.add_row(group, f"{it['before']} -> {it['after']}", f"{it['damage']:+.1%}" if group in trained else lost)
     if structure := structure_text(plan):
-        apart = plan["damage"] - sum(it["damage"] for it in plan["groups"].values())
+        apart = plan["damage"] - sum(it["damage"] for it in groups.values())
         table.add_row("structure", structure, f"{apart:+.1%}")
     return table
+
+
+def in_order(found: Mapping[str, Any], order: Iterable[str]) -> dict[str, Any]:
+    """The same in the order of other keys, as far as they are there: a server sends objects in no order.
+
+    >>> in_order({"b": 1, "c": 2, "a": 3}, ["a", "b"])
+    {'a': 3, 'b': 1, 'c': 2}
+    """
+    known = [key for key in order if key in found]
+    return {key: found[key] for key in (*known, *(key for key in found if key not in known))}
 
 
 def structure_text(plan: Mapping[str, Any]) -> str:
@@ -141,14 +177,22 @@ def structure_text(plan: Mapping[str, Any]) -> str:
     return ", ".join([*(f"without {it}" for it in plan["without"]), *(f"{k} {v}" for k, v in plan["levers"].items())])
 
 
-def plan_text(result: Mapping[str, Any]) -> str:
-    """Stages of a plan, and the time of a step before and after."""
+def plan_text(result: Mapping[str, Any], untrained: Collection[str] = ()) -> str:
+    """How a plan comes about, and the time of a step before and after.
+
+    Args:
+        result: Of a cycle, with `plan`, `parent` and `child`.
+        untrained: As `plan_table` takes them.
+    """
     plan, times = result["plan"], [duration_text(result[role]["p50_seconds"]) for role in ("parent", "child")]
-    stages = ", then ".join(units_text(units) for units in plan["stages"])
-    return (
-        f"Stages: {stages}; {plan['updates']} updates. p50 {times[0]} -> {times[1]}. "
-        f"Loss before training {plan['damage']:+.1%}."
-    )
+    trained = plan["groups"].keys() - set(untrained)
+    if place := plan.get("frontier"):
+        how = f"Child {place['point']} of {place['points']} of the frontier"
+    else:
+        stages = ", then ".join(units_text(in_order(it, result["parent"]["units"])) for it in plan["stages"])
+        how = f"Stages: {stages}; {plan['updates']} updates" if trained else f"Stages: {stages}; nothing is trained"
+    cost = f"Loss before training {plan['damage']:+.1%}" if trained else f"Importance lost {plan['damage']:.1%}"
+    return f"{how}. p50 {times[0]} -> {times[1]}. {cost}."
 
 
 def removed_table(removed: Sequence[Mapping[str, Any]]) -> Table:
@@ -210,10 +254,17 @@ def _change(values: Mapping[str, Any], text: Callable[[Any], str]) -> str:
 def gate_table(gate: Mapping[str, Any]) -> Table:
     """Checks of the gate with values and limits."""
     table = Table("check", "value", "limit", "passed", "what it says")
-    for name, check in gate.get("checks", {}).items():
+    found = gate.get("checks", {})
+    for name, check in in_order(found, [*(it for it in found if it.startswith("latency")), *CHECKS]).items():
         text = format_duration if name.startswith("latency") else format_size if name == "size" else "{:.3g}".format
-        passed = "yes" if check["passed"] else "no"
-        table.add_row(name, text(check["value"]), text(check["limit"]), passed, Text(check["detail"]))
+        both = re.search(r"\(limits (.+)\)$", check["detail"])  # of a range; `limit` is the nearer one
+        table.add_row(
+            "injected, lower bound" if name == "injected" else name,
+            text(check["value"]),
+            both[1] if both else text(check["limit"]),
+            "yes" if check["passed"] else "no",
+            Text(check["detail"]),
+        )
     return table
 
 
