@@ -273,9 +273,10 @@ def _derivation(
 
 
 def described(search: Search, plan: Plan, updates: int) -> dict[str, object]:
-    """A plan as outcomes carry it."""
-    dense = search.base(plan.structure).network.units
-    before = {name: dense[name] for name in plan.units}
+    """A plan as outcomes carry it; nothing is trained where no member learns by gradient."""
+    network = search.base(plan.structure).network
+    before = {name: network.units[name] for name in plan.units}
+    trained = any(member.learned_by_gradient for member in network.members.values())
     return {
         **plan.structure.to_dict(),
         "groups": {
@@ -284,7 +285,7 @@ def described(search: Search, plan: Plan, updates: int) -> dict[str, object]:
         },
         "damage": total(plan),
         "stages": stages(before, plan.units),
-        "updates": updates,
+        "updates": updates if trained else 0,
         "rounds": plan.rounds,
     }
 
@@ -464,10 +465,11 @@ class _Report:
         network = base.resized(plan.units)
         steps = len(stages({name: base.units[name] for name in plan.units}, plan.units))
         pulled = f"take it {plan.structure}, " if plan.structure else ""
+        told = described(search, plan, how.updates)
+        tuned = f" and fine-tune for {told['updates']} updates" if told["updates"] else ""
         return Outcome(
             "planned",
-            f"would {_updating(how.update_parent)}{pulled}prune in {steps} stage{'s' * (steps > 1)} and fine-tune for "
-            f"{how.updates} updates",
+            f"would {_updating(how.update_parent)}{pulled}prune in {steps} stage{'s' * (steps > 1)}{tuned}",
             self.parent_sized(dense, plan.dense),
             Sized(
                 self._version,
@@ -480,7 +482,7 @@ class _Report:
                 None,
             ),
             stages=self.seconds,
-            plan=described(search, plan, how.updates),
+            plan=told,
         )
 
 

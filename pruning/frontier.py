@@ -252,8 +252,8 @@ def _derivation(dense: Fitted, training: Stretches, how: FrontierOptions, steps:
 
     def told(_stage: str, done: float, message: str) -> None:
         members = len(dense.network.members)
-        share = ((begun - 1) // members + done) / steps
-        progress("fine-tune", min(share, 1.0), f"child {(begun - 1) // members + 1} of {steps}, {message}")
+        child = min((begun - 1) // members, steps - 1)  # a deep step has several stages
+        progress("fine-tune", min((child + done) / steps, 1.0), f"child {child + 1} of {steps}, {message}")
 
     options = DeriveOptions(how.criterion, how.repair, how.updates, how.seed)
     return Derivation(dense, training, options, stage=stage, progress=told)

@@ -83,7 +83,8 @@ class FrontierFacts:
 
         The one with the least error first; errors within `SAME_ERROR` of it are equal, and among those the one counts
         that agrees most with the parent, then the widest. After it come narrower ones: machines drift, and it may miss
-        the budget when it is measured again. Times are scaled by what became of the parent's, and must leave the margin that a search leaves.
+        the budget when it is measured again. Times are scaled by what became of the parent's, and must leave the margin
+        that a search leaves.
 
         Args:
             budget: What is asked.

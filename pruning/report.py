@@ -244,8 +244,9 @@ def _levers(network: Network, structure: Structure) -> list[Json]:
 def group_costs(parent: Network, child: Network, structure: Structure, table: Table | None) -> list[Json]:
     """Of each group of the parent, before and after: numbers and bytes in all its tensors, and time of a step.
 
-    A weight between two groups counts for both; padding counts for nobody's parameters. Time is what a step takes longer than with the group at the narrowest
-    width of the latency table, at the level that is nearest; None without a table, and where groups have no widths.
+    A weight between two groups counts for both; padding is no parameter. Time is what a step takes longer than with the
+    group at the narrowest width of the latency table, at the level that is nearest; None without a table, and where
+    groups have no widths.
 
     Args:
         parent: The dense network.

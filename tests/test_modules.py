@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fits import untrained
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import SEEDS, noise
@@ -223,6 +224,7 @@ def test_every_layer_is_offered_or_told_why_not(drawn) -> None:
     assert set(found.protected.values()) <= {
         "its units are the module's output",
         "its units meet values that no unit makes",  # a residual around the input
+        "its units meet others that lie in another order",  # one around a layer after both directions of another
         "it has one unit",
     }
 
@@ -501,6 +503,9 @@ def test_what_can_not_be_pruned_says_what_to_do(module, message: str) -> None:
         ({"keep": 0.5, "targets": torch.zeros(2, 2)}, "2 for 20 examples"),
         ({"keep": 0.5, "updates": -1}, "negative"),
         ({"keep": 0.5, "batch": 0}, "not positive"),
+        ({"keep": 0.5, "max_error": float("nan")}, "max_error: nan is no error"),
+        ({"keep": 0.5, "targets": torch.full((20, 2), torch.inf)}, "targets: 40 of 40 values are not finite"),
+        ({"p50": "2ms"}, "p50: pruning a module has no such option. It takes targets, loss, speedup, keep, units"),
     ],
 )
 def test_options_that_can_not_be_are_refused(options, message: str) -> None:
@@ -509,6 +514,29 @@ def test_options_that_can_not_be_are_refused(options, message: str) -> None:
 
     with pytest.raises(InvalidInputError, match=message):
         pruning.prune(module, torch.ones(20, 4), **options)
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        (torch.full((20, 4), torch.nan), "inputs: 80 of 80 values are not finite. Leave out"),
+        (torch.tensor([[1.0, torch.inf, 2.0, 3.0]] * 20), "inputs: 20 of 80 values are not finite"),
+        (torch.ones(15, 4), "inputs: 15 examples are too few, 16 are needed"),
+        (torch.ones(20, 3), r"does not run on the inputs: .*\. Give one tensor"),
+    ],
+)
+def test_examples_that_say_nothing_are_refused(examples: Tensor, message: str) -> None:
+    """Not finite, too few or of another shape: sentences that end where the hint begins."""
+    module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+
+    with pytest.raises(InvalidInputError, match=message):
+        pruning.prune(module, examples, keep=0.5)
+
+
+def test_options_of_a_detector_are_told_from_those_of_a_module() -> None:
+    """The keyword is named, and so are those that there are."""
+    with pytest.raises(InvalidInputError, match=r"keep: pruning a detector has no such option. It takes p50_seconds"):
+        pruning.prune(untrained("lstm", 3), torch.ones(400, 3).numpy(), keep=0.5)
 
 
 # What the call makes of it
@@ -643,7 +671,20 @@ def test_what_strays_too_far_is_rejected(forecaster) -> None:
 
     assert result.outcome == "rejected"
     assert "is above 1e-06" in result.reason
+    assert "keep more units" in result.reason
     assert result.module is not None
+
+
+def test_a_module_that_lost_what_it_said_is_rejected_unless_asked_for(forecaster) -> None:
+    """Without a word about errors too: half the variance is too much."""
+    module, x, _ = forecaster
+    lost = {"units": {"layer": 1}, "updates": 0, "criterion": "random", "repair": False}
+
+    result, wanted = pruning.prune(module, x, **lost), pruning.prune(module, x, **lost, max_error=None)
+
+    assert (result.outcome, wanted.outcome) == ("rejected", "adopted")
+    assert result.error == wanted.error > 0.5
+    assert "is above 0.5" in result.reason
 
 
 def test_modules_of_several_inputs_and_outputs() -> None:
@@ -666,6 +707,7 @@ def test_modules_of_several_inputs_and_outputs() -> None:
     )
 
     assert result.units_after == {"left": 8}
+    assert result.layers == {"left": ("left", "right")}
     assert result.module.right.out_features == 8
     assert result.module(*inputs)["mean"].shape == (90, 4)
 
@@ -700,7 +742,7 @@ def test_the_program_of_the_page_runs(tmp_path: Path) -> None:
 
     assert list(printed) == ["shrink_mine.py"]
     assert printed["shrink_mine.py"].startswith("adopted {'encoder': 64} {'encoder': 32}")
-    assert len(programs[0][1].strip().splitlines()) <= 14
+    assert sum(bool(line.strip()) for line in programs[0][1].splitlines()) <= 14
 
 
 def test_every_layer_that_is_followed_is_on_the_page() -> None:

@@ -313,7 +313,7 @@ def test_a_dry_run_says_what_it_would_do() -> None:
         (Budget(p50_seconds=1e-9, batch=16), "(budget 0.001 us)"),
         (Budget(p99_seconds=1e-9, batch=16), "p99"),
         (Budget(p99_seconds=1e-9, size_bytes=100, batch=16), "bytes (budget 100 bytes)"),
-        (Budget(speedup=10_000, batch=16), "speedup 10000"),
+        (Budget(speedup=10_000, batch=16), "10000 times as fast as the parent"),
     ],
     ids=str,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import socket
@@ -17,6 +18,8 @@ import pytest
 import torch
 from fits import SMALL, fitted, machine, untrained
 from graphs import ewma_bundle
+from matplotlib.text import Text
+from rich.console import Console
 
 from detectors.bundle import write_bundle
 from detectors.training.calibrate import Scaler
@@ -33,6 +36,9 @@ from pruning.structures import Structure, origins, restructured
 from pruning.surgery import remove
 from pruning.table import Cost, Level, NoTables, Table
 from server.cli import main
+from server.commands.frontier_plot import figure_of, unbeaten
+from server.commands.progress import lines
+from server.commands.tables import gate_table, plan_table, plan_text, stamp_text
 from server.config import DetectorConfig
 from server.publish import publish_fit
 from server.store import Store
@@ -98,6 +104,19 @@ def test_every_kind_of_network_is_reported_as_json(kind: str) -> None:
         assert cost["step_seconds"] is None
     assert made["sensors"]["skipped"] is None
     assert {it["feature"] for it in made["sensors"]["features"]} == set(parent.features)
+
+
+def test_a_forest_is_said_to_be_untrained_and_counts_no_padding() -> None:
+    """Its group has the parameters of the whole network, its criterion is its own."""
+    parent = fitted("isolation_forest")
+    made = report(parent)
+
+    (trees,) = made["removed"]
+    (cost,) = made["cost"]["groups"]
+    assert (trees["trained"], trees["criterion"]) == (False, "agreement")
+    assert cost["parameters"] == made["cost"]["parameters"]
+    assert cost["parameters"]["before"] == parent.network.parameters_count
+    assert report(fitted("lstm"))["removed"][0]["trained"]
 
 
 def test_a_bypassed_layer_is_said_as_such() -> None:
@@ -435,7 +454,7 @@ def test_a_cycle_can_be_named(prunewatch, pruned: Path) -> None:
     assert (code, made["outcome"], made.keys()) == (0, "rejected", KEYS)
     assert made["best_reachable"]["units"]
     assert (made["removed"], made["gate"], made["lineage"]["child_hash"]) == (None, None, None)
-    assert "speedup 500" in prunewatch("report", "wave", "--cycle", 2, "--store", pruned)[1]
+    assert "500 times as fast" in prunewatch("report", "wave", "--cycle", 2, "--store", pruned)[1]
     code, _, err = prunewatch("report", "wave", "--cycle", 9, "--store", pruned)
     assert (code, "The newest are: 2, 1" in err) == (2, True)
     code, _, err = prunewatch("report", "wave", "--device-class", "pi4", "--store", pruned)
@@ -481,7 +500,7 @@ def test_a_server_reports_as_the_store_does(prunewatch, pruned: Path, server: st
     assert [far.pop(key) for key in stamps] == pytest.approx([local.pop(key) for key in stamps])
     assert far == local
     code, out, _ = prunewatch("report", "wave", "--cycle", 2, "--server", server)
-    assert (code, "speedup 500" in out) == (0, True)
+    assert (code, "500 times as fast" in out) == (0, True)
 
     dry = ("prune", "wave", "--size", "6KiB", "--dry-run", "--json")
     there, here = (json.loads(prunewatch(*dry, *at)[1]) for at in (("--server", server), ("--store", pruned)))
@@ -536,7 +555,14 @@ def test_a_detector_without_a_child_says_what_to_do(prunewatch, tmp_path: Path) 
     older(tmp_path / "store", {}, "failed")
     code, _, err = prunewatch("report", "pump", "--store", tmp_path / "store")
     assert (code, "no cycle has built a child" in err, "--cycle 1" in err) == (2, True, True)
+    assert "the newest, 1, failed." in err
     assert "(manual): failed" in prunewatch("report", "pump", "--cycle", 1, "--store", tmp_path / "store")[1]
+    with Store.open(tmp_path / "store") as store:
+        store.catalog.end_cycle(store.catalog.begin_cycle("pump", "hub", "manual"), "failed", "it was interrupted")
+    code, out, err = prunewatch("report", "pump", "--cycle", 2, "--store", tmp_path / "store")
+    assert (code, err) == (0, "")
+    assert "(manual): failed: it was interrupted" in out
+    assert "nothing else is known" in out
     code, _, err = prunewatch("report", "pum", "--store", tmp_path / "store")
     assert (code, "There are: pump" in err) == (2, True)
 
@@ -544,3 +570,112 @@ def test_a_detector_without_a_child_says_what_to_do(prunewatch, tmp_path: Path) 
         store.catalog.create_detector("valve", DetectorConfig().model_dump(mode="json"))
     code, _, err = prunewatch("report", "valve", "--store", tmp_path / "store")
     assert (code, "prunewatch prune valve --speedup 4" in err) == (2, True)
+
+
+# the tables
+
+
+def test_groups_stand_in_the_order_of_the_parent() -> None:
+    """A server sends objects sorted by key; levers and layers of the plan stay as they are."""
+    result = planned({"decoder0": 8, "encoder0": 4}, order=("encoder0", "decoder0"))
+
+    shown = list(plan_table(result["plan"], result["parent"]["units"]).columns[0].cells)
+
+    assert shown == ["encoder0", "decoder0"]
+    assert plan_text(result).startswith("Stages: encoder0 4, decoder0 8; 10 updates.")
+
+
+def test_a_child_of_a_frontier_has_its_number_for_stages() -> None:
+    """It was not made by this cycle."""
+    result = planned({"layer0": 8})
+    result["plan"]["frontier"] = {"point": 3, "points": 8, "seed": 0}
+
+    assert plan_text(result).startswith("Child 3 of 8 of the frontier. p50 2ms -> 1ms.")
+
+
+def test_what_is_not_trained_loses_importance() -> None:
+    """Trees alone, and trees beside a network."""
+    result = planned({"trees": 8})
+
+    table = plan_table(result["plan"], untrained=["trees"])
+    both = plan_table(planned({"a.layer0": 8, "b.trees": 8})["plan"], untrained=["b.trees"])
+
+    assert (table.columns[2].header, list(table.columns[2].cells)) == ("importance lost", ["50.0%"])
+    assert plan_text(result, ["trees"]) == (
+        "Stages: trees 8; nothing is trained. p50 2ms -> 1ms. Importance lost 50.0%."
+    )
+    assert list(both.columns[2].cells) == ["+50.0%", "50.0% of its importance"]
+
+
+def planned(after: Mapping[str, int], order: tuple[str, ...] = ()) -> dict:
+    """A result of a cycle that leaves these widths of sixteen units, at half the time."""
+    return {
+        "parent": {"units": dict.fromkeys(order or after, 16), "p50_seconds": 2e-3},
+        "child": {"units": dict(after), "p50_seconds": 1e-3},
+        "plan": {
+            "groups": {name: {"before": 16, "after": width, "damage": 0.5} for name, width in after.items()},
+            "without": [],
+            "levers": {},
+            "damage": 0.5,
+            "stages": [dict(after)],
+            "updates": 10,
+        },
+    }
+
+
+def test_the_gate_shows_both_limits_of_a_range_and_what_a_value_is() -> None:
+    """In the order of the gate, whatever order they come in."""
+    checks = {
+        "alarm rate": {"value": 0.98, "limit": 0.5, "passed": True, "detail": "0.98 times as many (limits 0.5 to 2)"},
+        "injected": {"value": -0.01, "limit": -0.02, "passed": True, "detail": "changes by -0.003 (limit -0.02)"},
+        "error": {"value": 1.2, "limit": 1.5, "passed": True, "detail": "1.20 times the parent's (limit 1.5)"},
+        "latency p50": {"value": 1e-4, "limit": 2e-4, "passed": True, "detail": "p50 is 100 us"},
+    }
+
+    table = gate_table({"passed": True, "checks": checks})
+
+    assert list(table.columns[0].cells) == ["latency p50", "error", "alarm rate", "injected, lower bound"]
+    assert list(table.columns[2].cells) == ["200us", "1.5", "0.5 to 2", "-0.02"]
+
+
+def test_small_stamps_are_integers_of_a_file() -> None:
+    """Seconds since the epoch, counts; nanoseconds since the epoch are dates."""
+    assert [stamp_text(it) for it in (0, 1_700_000_000, -5)] == ["0", "1700000000", "-5"]
+    assert stamp_text(1_700_000_000 * 10**9 + 5) == "2023-11-14T22:13:20.000000005Z"
+
+
+def test_progress_says_nothing_twice() -> None:
+    """In a pipe: neither a line again that has nothing new, nor that all is done."""
+    written, now = io.StringIO(), [0.0]
+    report_ = lines(Console(file=written), clock=lambda: now[0])
+    for stage, done in (("queued", 0.0), ("queued", 0.0), ("fit", 0.5), ("done", 1.0)):
+        report_(stage, done, "")
+        now[0] += 10
+
+    assert written.getvalue().splitlines() == ["queued   0%", "fit  50%"]
+
+
+def test_the_line_of_a_picture_joins_what_nothing_faster_beats() -> None:
+    """By time; of two equally good ones the faster, of two equally fast ones the better."""
+    assert unbeaten([(3.0, 0.9), (2.0, 0.9), (1.0, 0.5), (4.0, 1.0), (1.0, 0.6)]) == [4, 1, 3]
+
+
+def test_labels_of_a_picture_do_not_overlap() -> None:
+    """Eight children at nearly the same place, each told by number and bytes; noise does not fill the axis."""
+    points = [
+        {"p50_seconds": 1e-4 * (1 + i / 200), "bytes": 90_000 - i, "error_ratio": 1 + i * 1e-4, "agreement": 1.0,
+         "on_front": i % 2 == 0}
+        for i in range(8)
+    ]  # fmt: skip
+    parent = {"p50_seconds": 1.1e-4, "bytes": 100_000, "version": 1}
+    shown = {"name": "pump", "device_class": "hub", "batch": 1, "parent": parent, "points": points}
+
+    figure = figure_of(shown)
+    figure.draw_without_rendering()
+
+    for axes in figure.axes:
+        boxes = [Text.get_window_extent(text) for text in axes.texts]  # without the lines that lead to them
+        assert len(boxes) == 9
+        assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
+        assert axes.get_ylim()[1] - axes.get_ylim()[0] >= 0.05
+    assert [text.get_text()[:2] for text in figure.axes[0].texts[1:]] == [f"{i}:" for i in range(1, 9)]

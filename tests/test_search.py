@@ -512,6 +512,9 @@ def test_stages_end_at_the_target_and_never_grow(groups) -> None:
         {"size_bytes": 0},
         {"speedup": 2, "batch": 0},
         {"speedup": 2, "batch": 70000},
+        {"speedup": float("inf")},
+        {"p99_seconds": float("inf")},
+        {"p50_seconds": float("nan")},
     ],
     ids=str,
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, overload
 
 from numpy.typing import ArrayLike
@@ -35,9 +37,11 @@ def prune(what: Any, data: Any, *more: Any, **options: Any) -> Any:
             `pruning.modules.prune.prune_module`; all three have `speedup`.
 
     Raises:
-        InvalidInputError: something else, or the network of a detector without the detector.
+        InvalidInputError: something else, the network of a detector without the detector, or an option that it does
+            not have.
     """
     if isinstance(what, Fitted):
+        _require_options(cycle.prune, options, "a detector")
         return cycle.prune(what, data, *more, **options)
     if isinstance(what, Network):
         raise InvalidInputError(
@@ -46,10 +50,12 @@ def prune(what: Any, data: Any, *more: Any, **options: Any) -> Any:
             hint="Give the detector that it belongs to.",
         )
     if isinstance(what, nn.Module):
+        _require_options(prune_module, options, "a module")
         return prune_module(what, data, *more, **options)
     if hasattr(what, "scoring_with"):
         if not isinstance(what, Estimator):
             raise InvalidInputError("the estimator is not fitted.", field="what", hint="Call its `fit` first.")
+        _require_options(prune_estimator, options, "an estimator")
         return prune_estimator(what, data, *more, **options)
     raise InvalidInputError(
         f"{type(what).__name__} can not be pruned.",
@@ -57,3 +63,18 @@ def prune(what: Any, data: Any, *more: Any, **options: Any) -> Any:
         hint="Give a fitted detector, a PrunewatchDetector or a torch module; models of PyOD go through "
         "`detectors.training.import_pyod`.",
     )
+
+
+def _require_options(call: Callable[..., Any], options: Mapping[str, Any], what: str) -> None:
+    """Refuses a keyword that a call does not have, and says which it has.
+
+    Raises:
+        InvalidInputError: names the keyword.
+    """
+    parameters = inspect.signature(call).parameters.values()
+    known = [it.name for it in parameters if it.kind is it.KEYWORD_ONLY or it.name == "targets"]
+    for name in options:
+        if name not in known:
+            raise InvalidInputError(
+                f"pruning {what} has no such option.", field=name, hint=f"It takes {', '.join(known)}."
+            )

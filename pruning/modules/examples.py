@@ -18,14 +18,31 @@ def as_tuple(inputs: Inputs) -> tuple[Tensor, ...]:
     """The arguments of `forward`.
 
     Raises:
-        InvalidInputError: no tensors, no examples, or tensors of different numbers of them.
+        InvalidInputError: no tensors, no examples, values that are not finite, or different numbers of examples.
     """
     given = inputs if isinstance(inputs, tuple) else (inputs,)
     if not given or not all(isinstance(each, Tensor) and each.ndim > 0 and len(each) for each in given):
         raise InvalidInputError("must be a tensor of examples, or a tuple of such.", field="inputs")
     if len({len(each) for each in given}) > 1:
         raise InvalidInputError(f"has {', '.join(str(len(each)) for each in given)} examples.", field="inputs")
+    for each in given:
+        require_finite(each, "inputs")
     return tuple(each.detach() for each in given)
+
+
+def require_finite(given: Tensor, field: str) -> None:
+    """Refuses examples with which nothing can be compared.
+
+    Raises:
+        InvalidInputError: a value is NaN or infinite.
+    """
+    wrong = int((~given.isfinite()).sum())
+    if wrong:
+        raise InvalidInputError(
+            f"{wrong} of {given.numel()} values are not finite.",
+            field=field,
+            hint="Leave out examples with NaN or infinite values, or fill them in.",
+        )
 
 
 def rows(examples: tuple[Tensor, ...], which: Tensor | slice) -> tuple[Tensor, ...]:

@@ -79,7 +79,7 @@ def _require_run(module: nn.Module, examples: tuple[Tensor, ...]) -> None:
         module(*examples)
     except Exception as error:
         raise InvalidInputError(
-            f"the module does not run on the inputs: {error}",
+            f"the module does not run on the inputs: {_sentence(error)}",
             field="inputs",
             hint="Give one tensor of examples for each argument of `forward`.",
         ) from error
@@ -94,10 +94,15 @@ def _surveyed(module: nn.Module, examples: tuple[Tensor, ...]) -> Survey:
     except InvalidInputError:
         raise
     except Exception as error:
-        raise _untraceable(str(error)) from error
+        raise _untraceable(_sentence(error)) from error
     if len(traced) != len(wanted) or not all(_close(one, other) for one, other in zip(traced, wanted, strict=True)):
-        raise _untraceable("its graph says something else than the module itself")
+        raise _untraceable("its graph says something else than the module itself.")
     return follower.survey
+
+
+def _sentence(error: Exception) -> str:
+    """What an exception says, with a full stop."""
+    return f"{str(error).strip().rstrip('.')}."
 
 
 def _untraceable(problem: str) -> InvalidInputError:

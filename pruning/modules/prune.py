@@ -15,7 +15,7 @@ from detectors.errors import InvalidInputError, PreconditionError
 from detectors.training.fit import GRADIENT_NORM, Progress, seeded, silent
 from pruning.importance import CRITERIA
 from pruning.modules.evidence import Loss, ModuleEvidence, differentiable
-from pruning.modules.examples import Inputs, as_tuple, distance, rows, spread
+from pruning.modules.examples import Inputs, as_tuple, distance, require_finite, rows, spread
 from pruning.modules.plan import plan as plan_of
 from pruning.modules.surgery import shrunk
 from pruning.modules.survey import Plan
@@ -25,6 +25,8 @@ from pruning.outcome import MARGIN
 from pruning.repair import repair as repaired
 
 APPLICABLE = ("random", "l1", "l2", "activation", "taylor", "fisher", "reconstruction")
+FEWEST = 16  # examples: of fewer nothing can be held out that says anything
+MAX_ERROR = 0.5  # of the variance of the original's outputs: their mean alone is at 1, a sane prune far below a tenth
 HELD_OUT = 0.2  # of the examples, the last ones: the error is measured on them
 DISTILL = 0.5  # weight of agreeing with the original beside the loss on targets
 LEARNING_RATE = 3e-3
@@ -43,6 +45,7 @@ class PrunedModule:
         module: The smaller module, in the modes of the one that was given; None where none was built.
         units_before: Units by group; a group is named by the first layer that makes its units.
         units_after: The same of the smaller module; of the narrowest one where the speed-up can not be reached.
+        layers: Which layers make the units of each group: where it is several, unit j of each of them leaves together.
         kept: Indices of the units that stayed, by group.
         parameters_before: Trainable and frozen numbers.
         parameters_after: The same of the smaller module; None where none was built.
@@ -65,6 +68,7 @@ class PrunedModule:
     seconds_after: float
     speedup: float
     error: float | None
+    layers: dict[str, tuple[str, ...]]
     kept: dict[str, list[int]] = field(default_factory=dict)
     protected: dict[str, str] = field(default_factory=dict)
 
@@ -83,7 +87,7 @@ def prune_module(
     repair: bool = True,
     updates: int = 200,
     batch: int = 256,
-    max_error: float | None = None,
+    max_error: float | None = MAX_ERROR,
     seed: int = 0,
     progress: Progress = silent,
 ) -> PrunedModule:
@@ -102,23 +106,32 @@ def prune_module(
         repair: Let kept units take over what removed ones said, before any training.
         updates: Steps of fine-tuning; 0: none.
         batch: Examples in a call that is timed; at most as many as there are.
-        max_error: Reject what is further than this from the original (see `PrunedModule.error`).
+        max_error: Reject what is further than this from the original (see `PrunedModule.error`); None: nothing that
+            is finite.
         seed: Of every random draw: same seed, same module (measured times aside).
         progress: Told about every stage.
 
     Raises:
-        InvalidInputError: options or inputs that can not be, or a module that can not be traced.
+        InvalidInputError: options or inputs that can not be, too few examples, or a module that can not be traced.
         PreconditionError: no layer has units that can go.
     """
-    _check(targets, loss, speedup, keep, units, criterion, updates, batch)
+    _check(targets, loss, speedup, keep, units, criterion, updates, batch, max_error)
     examples = as_tuple(inputs)
     if targets is not None and len(targets) != len(examples[0]):
         raise InvalidInputError(f"{len(targets)} for {len(examples[0])} examples.", field="targets")
+    if targets is not None:
+        require_finite(targets, "targets")
     progress("plan", 0.0, "")
     plan = plan_of(module, examples, protect=protect)
     if not plan.groups:
         why = "; ".join(f"{layer}: {reason}" for layer, reason in plan.protected.items())
         raise PreconditionError(f"no layer has units that can go ({why or 'it has none'}).", field="module")
+    if len(examples[0]) < FEWEST:
+        raise InvalidInputError(
+            f"{len(examples[0])} examples are too few, {FEWEST} are needed.",
+            field="inputs",
+            hint="Give a few hundred along the first axis.",
+        )
     with seeded(seed):
         cut = _Cut(module, plan, examples, targets, loss, criterion, repair, updates, seed, progress)
         timed = rows(examples, slice(batch))
@@ -137,6 +150,7 @@ def _check(
     criterion: str,
     updates: int,
     batch: int,
+    max_error: float | None,
 ) -> None:
     if sum(it is not None for it in (speedup, keep, units)) != 1:
         raise InvalidInputError("give exactly one of speedup, keep and units.", field="speedup")
@@ -154,6 +168,8 @@ def _check(
         raise InvalidInputError(f"{updates} is negative.", field="updates")
     if batch < 1:
         raise InvalidInputError(f"{batch} is not positive.", field="batch")
+    if max_error is not None and not max_error >= 0:
+        raise InvalidInputError(f"{max_error} is no error.", field="max_error", hint="Give 0 or more, or None.")
 
 
 class _Cut:
@@ -273,6 +289,7 @@ def _infeasible(cut: _Cut, units: Units, dense: float, floor: float, speedup: fl
         floor,
         dense / floor,
         None,
+        dict(cut.plan.layers),
         protected=cut.protected,
     )
 
@@ -294,7 +311,10 @@ def _judged(
     if speedup is not None and dense / narrow < speedup:
         reasons.append(f"built, it is {dense / narrow:.2f} times as fast, not {speedup:g}")
     if max_error is not None and error > max_error:
-        reasons.append(f"its error of {error:.3g} is above {max_error:g}")
+        reasons.append(
+            f"its error of {error:.3g} is above {max_error:g}: keep more units, give more updates or examples, or "
+            "allow a larger max_error"
+        )
     return PrunedModule(
         "rejected" if reasons else "adopted",
         "; ".join(reasons),
@@ -307,6 +327,7 @@ def _judged(
         narrow,
         dense / narrow,
         error,
+        dict(cut.plan.layers),
         {group: indices.tolist() for group, indices in kept.items()},
         cut.protected,
     )

@@ -181,14 +181,16 @@ def _print(shown: Mapping[str, Any]) -> None:
 def frontier_table(shown: Mapping[str, Any]) -> Table:
     """The parent and its children, widest first."""
     table = Table(
-        "units", "speed-up", "p50", "p99", "bytes", "error", "agreement", "injected", "front",
+        "child", "units", "speed-up", "p50", "p99", "bytes", "error", "agreement", "injected", "front",
         caption="error: times the parent's; agreement: alarms shared; injected: change of average precision",
         caption_justify="left",
     )  # fmt: skip
-    table.add_row(units_text(shown["parent"]["units"]), "1.0 x", *_sizes(shown["parent"]), "1.00", "1.00", "", "parent")
-    for point in shown["points"]:
+    parent = shown["parent"]
+    table.add_row("parent", units_text(parent["units"]), "1.0 x", *_sizes(parent), "1.00", "1.00", "", "")
+    for place, point in enumerate(shown["points"], start=1):
         structure = f"{point['structure']}; " if point["structure"] else ""
         table.add_row(
+            str(place),
             f"{structure}{units_text(point['units'])}",
             f"{point['speedup']:.1f} x",
             *_sizes(point),

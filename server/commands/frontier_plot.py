@@ -20,7 +20,7 @@ from server.quantities import format_duration, format_size
 WIDTH, HEIGHT = 11.0, 4.4  # inches
 SMALLEST, LARGEST = 20.0, 220.0  # areas of dots: the parent's bytes are the largest
 SPAN = 0.1  # of the values that an axis shows at least: runs differ by hundredths
-DOT = 9.0  # pixels around a point that stay free of words
+DOT = 13.0  # pixels around a point that stay free of words
 GAP = 10.0  # pixels between words
 RINGS = 40  # lines away from a point at most
 
@@ -35,11 +35,16 @@ def draw(shown: Mapping[str, Any], out: Path, kind: str) -> None:
     """
     partial = out.with_name(f".{out.name}.partial")
     with mpl.rc_context(STYLE):
-        _figure(shown).savefig(partial, format=kind, dpi=DOTS, metadata=FORMATS[kind])
+        figure_of(shown).savefig(partial, format=kind, dpi=DOTS, metadata=FORMATS[kind])
     partial.replace(out)
 
 
-def _figure(shown: Mapping[str, Any]) -> Figure:
+def figure_of(shown: Mapping[str, Any]) -> Figure:
+    """The picture: a panel for the error and one for the alarms.
+
+    Args:
+        shown: As `prunewatch frontier --json` prints it.
+    """
     figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DOTS, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(
@@ -137,6 +142,7 @@ def _labelled(axes: Axes, labels: Sequence[tuple[float, float, str]]) -> None:
         size = written.get_window_extent()
         box, offset = _free(size.width + GAP, size.height, (x, y), taken)
         written.set_position(offset)
+        written.set_in_layout(False)  # the panels are laid out: what is free stays free
         taken.append(box)
 
 

@@ -113,7 +113,7 @@ def _print(name: str, result: dict[str, Any]) -> None:
         out.print(f"Picked from the frontier: child {place['point']} of {place['points']}.", markup=False)
     out.print(before_and_after(result))
     if result["outcome"] == "planned" and result.get("plan"):
-        out.print(plan_table(result["plan"]))
+        out.print(plan_table(result["plan"], result["parent"]["units"]))
         out.print(plan_text(result), markup=False)
     if best := result.get("best_reachable"):
         out.print(
