@@ -2,8 +2,9 @@
 
 Every child there was judged without labels, and measured with them. It is damaged where average precision or VUS-PR on
 the labels is more than 0.05 below the parent's, sound where both are at most 0.02 below; between the two it does not
-count. Thresholds of the four quality checks are chosen on the tuned half of the sets, so that the fewest damaged
-children are let in and sound ones kept out; the other half shows what that is worth.
+count. Thresholds of the four quality checks are chosen on the tuned half of the sets, so that the
+share of damaged children that are let in and that of sound ones kept out are least together; the other half shows what
+that is worth.
 
 Examples:
   python benchmarks/pruning_grid.py
@@ -60,9 +61,9 @@ class Rates:
     kept_out: int
 
     @property
-    def errors(self) -> int:
-        """Both kinds together."""
-        return self.let_in + self.kept_out
+    def errors(self) -> float:
+        """Both shares together: there are far fewer damaged children than sound ones."""
+        return self.let_in / max(self.damaged, 1) + self.kept_out / max(self.sound, 1)
 
 
 def damaged(cell: Cell) -> bool | None:
@@ -87,7 +88,7 @@ def rates(cells: Iterable[Cell], limits: GateLimits) -> Rates:
 
 
 def chosen(cells: list[Cell], step: int = 1) -> GateLimits:
-    """The thresholds of the grid with the fewest errors; of equals the loosest.
+    """The thresholds of the grid with the least errors; of equals the loosest.
 
     Args:
         cells: Of the tuned half.
