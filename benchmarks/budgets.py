@@ -28,9 +28,8 @@ from typing import TYPE_CHECKING, Any
 import harness
 import numpy as np
 import pruning_series
-from detection_cells import Cell
 from detection_series import Series
-from pruning_cells import append, cell_version, path_of, read, read_all
+from pruning_cells import append, read_all, unmade
 from pruning_report import markdown
 
 if TYPE_CHECKING:
@@ -134,12 +133,8 @@ def refused(fitted: Fitted, rows: Stretches, count: int, rng: np.random.Generato
 
 def fill(kinds: Iterable[str], series: Series, folder: Path, counts: tuple[int, int, int]) -> None:
     """Measures the kinds that have not been."""
-    for kind in kinds:
-        path, version = path_of(folder, kind, series.name), cell_version(kind)
-        if (version,) in read(path, "version"):
-            continue
-        cell: Cell = {"kind": kind, "series": series.name, "version": version, **measured(kind, series, *counts)}
-        append(path, cell)
+    for path, begun in unmade(folder, kinds, [series.name]):
+        append(path, begun | measured(begun["kind"], series, *counts))
 
 
 def result(folder: Path) -> harness.Result:

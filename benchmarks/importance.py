@@ -25,9 +25,8 @@ from typing import TYPE_CHECKING, Any
 import harness
 import numpy as np
 import pruning_series
-from detection_cells import Cell
 from detection_series import Series
-from pruning_cells import append, cell_version, path_of, read, read_all
+from pruning_cells import append, cell_version, read_all, unmade
 from pruning_report import markdown
 
 if TYPE_CHECKING:
@@ -91,14 +90,9 @@ def ablations(network: Network, group: Group, judged: list[Chunk]) -> list[float
 
 def fill(kinds: Iterable[str], series: Mapping[str, Series], folder: Path) -> None:
     """Makes the cells that are missing."""
-    for kind in kinds:
-        for name, it in series.items():
-            path, version = path_of(folder, kind, name), cell_version(kind)
-            if (version,) in read(path, "version"):
-                continue
-            harness.say(f"{kind}, {name}")
-            cell: Cell = {"kind": kind, "series": name, "version": version, "agreement": agreement(kind, it)}
-            append(path, cell)
+    for path, begun in unmade(folder, kinds, series):
+        harness.say(f"{begun['kind']}, {begun['series']}")
+        append(path, begun | {"agreement": agreement(begun["kind"], series[begun["series"]])})
 
 
 def result(folder: Path) -> harness.Result:

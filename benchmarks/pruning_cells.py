@@ -10,7 +10,8 @@ import ast
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import product
 from pathlib import Path
 
 import harness
@@ -63,6 +64,20 @@ def read(path: Path, *keys: str) -> dict[tuple[object, ...], Cell]:
         except (ValueError, KeyError, TypeError):  # half a line, from a run that was killed
             continue
     return cells
+
+
+def unmade(folder: Path, kinds: Iterable[str], series: Iterable[str]) -> Iterator[tuple[Path, Cell]]:
+    """Where there is no cell of the present code for a kind and a series: the file, and how the cell begins.
+
+    Args:
+        folder: Of the cells.
+        kinds: Networks.
+        series: Names.
+    """
+    for kind, name in product(kinds, list(series)):
+        path, version = path_of(folder, kind, name), cell_version(kind)
+        if (version,) not in read(path, "version"):
+            yield path, {"kind": kind, "series": name, "version": version}
 
 
 def read_all(folder: Path, *keys: str) -> Iterator[Cell]:

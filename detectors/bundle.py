@@ -132,10 +132,7 @@ def write_bundle(bundle: Bundle, folder: Path) -> None:
     staging = folder.with_name(f".{folder.name}.{uuid4().hex}.partial")  # one a writer, also among threads
     staging.mkdir()
     for name, content in {**bundle.files, MANIFEST: _encode(bundle.manifest)}.items():
-        with (staging / name).open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        write_durably(staging / name, content)
     fsync_folder(staging)
     try:
         staging.rename(folder)
@@ -187,6 +184,14 @@ def read_bundle(folder: Path, expected_hash: str | None = None, *, weights: bool
     if GRAPH not in files:
         raise CorruptBundleError(f"lists no {GRAPH}.", field=str(folder / MANIFEST))
     return Bundle(found, manifest, files)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Writes a file and makes its bytes durable; its name is only when its folder is."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def fsync_folder(folder: Path) -> None:

@@ -200,9 +200,24 @@ def prune(
         PreconditionError: the network has nothing to prune.
     """
     budget = Budget(p50_seconds, p99_seconds, speedup, size_bytes, batch)
-    data = Stretches.of([np.asarray(rows, np.float32)])
+    data = Stretches.of([np.asarray(rows, np.float32)], missing=parent.how.missing)
     options = CycleOptions(seed=seed)
     return run_cycle(parent, data, budget, parent_version=1, version=2, options=options, progress=progress)
+
+
+def sized(version: int, fitted: Fitted, latency: Latency, held_out: Stretches) -> Sized:
+    """Size, speed and error of a detector; its bundle's hash is not known yet."""
+    network = fitted.network
+    return Sized(
+        version,
+        None,
+        network.units,
+        network.parameters_count,
+        len(step_graph(fitted)),
+        latency.p50_seconds,
+        latency.p99_seconds,
+        trimmed_error(fitted, held_out),
+    )
 
 
 def require_prunable(parent: Fitted) -> None:
@@ -415,18 +430,11 @@ class _Report:
 
     def parent_sized(self, dense: Fitted, latency: Latency) -> Sized:
         """Size, speed and error of the parent."""
-        return self._sized(self._parent_version, dense, latency)
+        return sized(self._parent_version, dense, latency, self._held_out)
 
     def child_sized(self, child: Fitted, latency: Latency) -> Sized:
         """The same of the child."""
-        return self._sized(self._version, child, latency)
-
-    def _sized(self, version: int, fitted: Fitted, latency: Latency) -> Sized:
-        network = fitted.network
-        size = len(step_graph(fitted))
-        error = trimmed_error(fitted, self._held_out)
-        p50, p99 = latency.p50_seconds, latency.p99_seconds
-        return Sized(version, None, network.units, network.parameters_count, size, p50, p99, error)
+        return sized(self._version, child, latency, self._held_out)
 
     def infeasible(self, dense: Fitted, floor: Floor) -> Outcome:
         """Nothing meets the budget."""

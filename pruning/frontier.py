@@ -6,7 +6,6 @@ A budget then picks a child in seconds.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -17,19 +16,18 @@ from detectors.training.export import step_graph
 from detectors.training.fit import Progress, seeded, silent
 from detectors.training.fitted import Fitted
 from detectors.training.stretches import Stretches
-from pruning.cycle import FINAL_ROUNDS, require_prunable, split
+from pruning.cycle import FINAL_ROUNDS, require_prunable, sized, split
 from pruning.damage import Curve, damage, losses
 from pruning.derive import Derivation, DeriveOptions
 from pruning.frontier_facts import MOST_POINTS, POINTS, FrontierFacts, FrontierPoint, marked
-from pruning.gate import GateLimits, Ranking, injected, judge, trimmed_error
+from pruning.gate import GateLimits, quality
 from pruning.importance import DEFAULT
-from pruning.knapsack import Choice, solve
 from pruning.latency import measure
 from pruning.limits import within
-from pruning.outcome import Budget, Gate, Latency, Sized
-from pruning.search import worthwhile
+from pruning.outcome import Budget, Gate, Latency
+from pruning.search import AS_MEASURED, least_damaging, nearest
 from pruning.structures import Structure
-from pruning.table import Level, NoTables, Table, Tables, Units, on_grid, table_of
+from pruning.table import NoTables, Table, Tables, Units, on_grid, table_of
 
 UPDATES = 300  # of fine-tuning from one point to the next: then a child is about as good as one that a cycle makes
 
@@ -165,15 +163,34 @@ def _built(
     graphs = [step_graph(each) for each in (dense, *children)]
     times = measure(graphs, batch, rounds=FINAL_ROUNDS)
 
-    exam = _Exam(dense, held_out, times[0], how)
     found = []
     for i, child in enumerate(children):
         progress("gate", i / len(children), f"child {i + 1} of {len(children)}")
-        plan = described(table.levels[0].units, wanted[: i + 1], curves, how.updates)
-        found.append(exam.judged(child, graphs[i + 1], times[i + 1], kept[i], plan))
+        latency = times[i + 1]
+        beside = quality(dense, child, held_out, how.limits, np.random.default_rng(how.seed))
+        checks = {check.name: check for check in beside.checks}
+        found.append(
+            FrontierPoint(
+                units=child.network.units,
+                structure="",
+                parameters=child.network.parameters_count,
+                bytes=len(graphs[i + 1]),
+                p50_seconds=latency.p50_seconds,
+                p99_seconds=latency.p99_seconds,
+                speedup=times[0].p50_seconds / latency.p50_seconds,
+                error_ratio=checks["error"].value,
+                agreement=checks["alarms"].value,
+                tail_agreement=checks["tail"].value,
+                injected_change=beside.injected_change,
+                injected_bound=checks["injected"].value,
+                gate=Gate(beside.checks).to_dict(),
+                kept=kept[i],
+                plan=described(table.levels[0].units, wanted[: i + 1], curves, how.updates),
+            )
+        )
     progress("done", 1.0, "")
-    sized = _sized(dense, graphs[0], times[0], trimmed_error(dense, held_out))
-    return Frontier(FrontierFacts(batch, sized, marked(found), how.criterion, how.seed), tuple(children))
+    parent = sized(0, dense, times[0], held_out)
+    return Frontier(FrontierFacts(batch, parent, marked(found), how.criterion, how.seed), tuple(children))
 
 
 def targets(table: Table, curves: Mapping[str, Curve], count: int) -> list[Units]:
@@ -185,7 +202,7 @@ def targets(table: Table, curves: Mapping[str, Curve], count: int) -> list[Units
     first, last = table.levels[0], table.levels[-1]
     ratio = min(1.0, last.whole.p50_seconds / first.whole.p50_seconds)
     shares = [i / count for i in range(1, count)]
-    by_time = [least_damaging(table, curves, first.whole.p50_seconds * ratio**share) for share in shares]
+    by_time = [within_seconds(table, curves, first.whole.p50_seconds * ratio**share) for share in shares]
     chain = descending(first.units, [*by_time, last.units])
     by_width = [
         {name: on_grid(width * (last.units[name] / width) ** share, width) for name, width in first.units.items()}
@@ -206,25 +223,11 @@ def descending(dense: Units, wanted: Sequence[Units]) -> list[Units]:
     return chain[1:]
 
 
-def least_damaging(table: Table, curves: Mapping[str, Curve], seconds: float) -> Units:
+def within_seconds(table: Table, curves: Mapping[str, Curve], seconds: float) -> Units:
     """The widths that a table says take at most so long, at the least damage; a level's where none of them do."""
-
-    def distance(level: Level) -> float:
-        return abs(math.log(level.whole.p50_seconds / seconds))
-
-    level = min(table.levels, key=distance)
-    whole = level.whole.p50_seconds
-    groups = [
-        worthwhile(
-            [
-                Choice(width, (cost.p50_seconds - whole,), curves[name].at(width))
-                for width, cost in level.alone[name].items()
-            ]
-        )
-        for name in level.alone
-    ]
-    values = solve(groups, [seconds - whole])
-    return level.units if values is None else dict(zip(level.alone, values, strict=True))
+    wanted = [("p50_seconds", seconds, True)]
+    level = nearest(table, wanted, AS_MEASURED)
+    return least_damaging(level, curves, lambda cost: (cost.p50_seconds,), [seconds]) or level.units
 
 
 def described(dense: Units, chain: Sequence[Units], curves: Mapping[str, Curve], updates: int) -> dict[str, object]:
@@ -257,60 +260,3 @@ def _derivation(dense: Fitted, training: Stretches, how: FrontierOptions, steps:
 
     options = DeriveOptions(how.criterion, how.repair, how.updates, how.seed)
     return Derivation(dense, training, options, stage=stage, progress=told)
-
-
-def _sized(fitted: Fitted, graph: bytes, latency: Latency, error: float) -> Sized:
-    network = fitted.network
-    p50, p99 = latency.p50_seconds, latency.p99_seconds
-    return Sized(0, None, network.units, network.parameters_count, len(graph), p50, p99, error)
-
-
-class _Exam:
-    """Children against one parent, all on the same held-out points and injected anomalies."""
-
-    def __init__(self, dense: Fitted, held_out: Stretches, latency: Latency, how: FrontierOptions) -> None:
-        self._dense, self._held_out, self._latency, self._how = dense, held_out, latency, how
-        self._events = injected([dense], held_out, np.random.default_rng(how.seed))
-        self._found = self._precision(dense)
-
-    def judged(
-        self, child: Fitted, graph: bytes, latency: Latency, kept: dict[str, list[int]], plan: dict[str, object]
-    ) -> FrontierPoint:
-        """A point of the frontier; whether it is on the front is not known yet."""
-        budget = Budget(size_bytes=len(graph), batch=latency.batch)  # what it costs is not judged here
-        rng = np.random.default_rng(self._how.seed)
-        gate = judge(
-            self._dense,
-            child,
-            self._held_out,
-            latency,
-            self._latency,
-            len(graph),
-            budget,
-            self._how.limits,
-            rng,
-        )
-        checks = {check.name: check for check in gate.checks if check.name != "size"}
-        return FrontierPoint(
-            units=child.network.units,
-            structure="",
-            parameters=child.network.parameters_count,
-            bytes=len(graph),
-            p50_seconds=latency.p50_seconds,
-            p99_seconds=latency.p99_seconds,
-            speedup=self._latency.p50_seconds / latency.p50_seconds,
-            error_ratio=checks["error"].value,
-            agreement=checks["alarms"].value,
-            tail_agreement=checks["tail"].value,
-            injected_change=self._precision(child) - self._found,
-            injected_bound=checks["injected"].value,
-            gate=Gate(tuple(checks.values())).to_dict(),
-            kept=kept,
-            plan=dict(plan),
-        )
-
-    def _precision(self, fitted: Fitted) -> float:
-        """Average precision on the injected anomalies."""
-        score = fitted.trace(self._events.points).score
-        there = np.isfinite(score)
-        return Ranking(score[there], self._events.labels[there]).average_precision()

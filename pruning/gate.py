@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +59,7 @@ def judge(
     limits_: GateLimits,
     rng: np.random.Generator,
 ) -> Gate:
-    """All checks of a candidate.
+    """All checks of a candidate: its budget, and its quality beside the parent's.
 
     Args:
         parent: Calibrated on the same points as the child.
@@ -71,7 +72,7 @@ def judge(
         limits_: Thresholds.
         rng: For injections and resampling.
     """
-    checks = [
+    costs = [
         Check(
             f"latency {name}" if timed else name,
             measured,
@@ -81,6 +82,26 @@ def judge(
         )
         for name, measured, limit, timed in limits(latency, size, dense_latency, budget)
     ]
+    return Gate((*costs, *quality(parent, child, held_out, limits_, rng).checks))
+
+
+class Quality(NamedTuple):
+    """A child beside its parent, whatever it costs.
+
+    Attributes:
+        checks: Of the gate.
+        injected_change: Of average precision on injected anomalies, from the parent's.
+    """
+
+    checks: tuple[Check, ...]
+    injected_change: float
+
+
+def quality(
+    parent: Fitted, child: Fitted, held_out: Stretches, limits_: GateLimits, rng: np.random.Generator
+) -> Quality:
+    """The checks of error, alarms, ranks and injected anomalies; arguments as of `judge`."""
+    checks = []
     ratio = trimmed_error(child, held_out) / max(trimmed_error(parent, held_out), 1e-12)
     checks.append(
         Check(
@@ -116,7 +137,7 @@ def judge(
             f"(limit {-limits_.injected_drop:+g})",
         )
     )
-    return Gate(tuple(checks))
+    return Quality(tuple(checks), drop)
 
 
 def injected(detectors: Sequence[Fitted], held_out: Stretches, rng: np.random.Generator) -> Events:

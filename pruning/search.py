@@ -8,7 +8,7 @@ choice made again.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -246,25 +246,8 @@ class Search:
     def _solved(self, table: Table, curves: Mapping[str, Curve], dense: Latency, scales: Scales) -> Units | None:
         """The knapsack at the level that is nearest to the budget."""
         wanted = _limits_of(self._budget, dense)
-        level = nearest(table, wanted, scales)
-        names = list(level.alone)
-        whole = _costs(level.whole, wanted, scales)
-        room = [
-            limit * (MARGIN if timed else 1.0) - cost for (_, limit, timed), cost in zip(wanted, whole, strict=True)
-        ]
-        groups = []
-        for name in names:
-            choices = [
-                Choice(
-                    width,
-                    tuple(a - b for a, b in zip(_costs(cost, wanted, scales), whole, strict=True)),
-                    curves[name].at(width),
-                )
-                for width, cost in level.alone[name].items()
-            ]
-            groups.append(worthwhile(choices))
-        values = solve(groups, room)
-        return None if values is None else dict(zip(names, values, strict=True))
+        most = [limit * (MARGIN if timed else 1.0) for _, limit, timed in wanted]
+        return least_damaging(nearest(table, wanted, scales), curves, lambda cost: _costs(cost, wanted, scales), most)
 
     def _measured(self, structure: Structure, units: Units, curves: Mapping[str, Curve], rounds: int) -> Plan:
         """A plan with its whole measured beside the dense parent."""
@@ -335,6 +318,31 @@ def nearest(table: Table, wanted: Wanted, scales: Scales) -> Level:
         return abs(math.log(max(cost / limit for cost, (_, limit, _) in zip(costs, wanted, strict=True))))
 
     return min(table.levels, key=distance)
+
+
+def least_damaging(
+    level: Level, curves: Mapping[str, Curve], costs: Callable[[Cost], tuple[float, ...]], most: Sequence[float]
+) -> Units | None:
+    """The widths near a level that stay inside limits at the least damage; None where none do.
+
+    Args:
+        level: Of a table.
+        curves: Damage by group.
+        costs: What is limited of a cost.
+        most: Its limits.
+    """
+    whole = costs(level.whole)
+    groups = [
+        worthwhile(
+            [
+                Choice(width, tuple(a - b for a, b in zip(costs(cost), whole, strict=True)), curves[name].at(width))
+                for width, cost in alone.items()
+            ]
+        )
+        for name, alone in level.alone.items()
+    ]
+    values = solve(groups, [limit - cost for limit, cost in zip(most, whole, strict=True)])
+    return None if values is None else dict(zip(level.alone, values, strict=True))
 
 
 def worthwhile(choices: list[Choice]) -> list[Choice]:

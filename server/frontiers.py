@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,7 +23,7 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from detectors.bundle import MAX_FILE_BYTES, FileEntry, digest, fsync_folder
+from detectors.bundle import MAX_FILE_BYTES, FileEntry, digest, fsync_folder, write_durably
 from detectors.errors import PrunewatchError, disk_full
 from pruning.frontier_facts import FrontierFacts
 from pruning.machine import machine
@@ -123,8 +122,8 @@ def write_frontier(
     try:
         own.mkdir(parents=True)
         for i, each in enumerate(weights):
-            _write(own / _weights_name(i), each)
-        _write(own / FACTS, told)
+            write_durably(own / _weights_name(i), each)
+        write_durably(own / FACTS, told)
         fsync_folder(own)
         (own / FACTS).replace(folder / FACTS)
         fsync_folder(folder)
@@ -224,13 +223,6 @@ def _read_files(folder: Path, reads: int = READS) -> tuple[_File, list[bytes]]:
         if reads == 1:
             raise
         return _read_files(folder, reads - 1)
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _read(path: Path, entry: FileEntry) -> bytes:

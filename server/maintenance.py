@@ -199,8 +199,8 @@ class Maintenance:
                 budget=budget,
                 history=history,
                 update_parent=newer,
-                frontier_first=trigger
-                == "manual",  # a schedule is there for the parent to follow; people want an answer
+                # A schedule is there for the parent to follow; people want an answer.
+                frontier_first=trigger == "manual",
                 dry_run=dry_run,
                 fresh=fresh,
                 seed=seed,

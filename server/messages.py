@@ -142,7 +142,7 @@ def _stored_bundle(catalog: Catalog, device_class: str, bundle_hash: str) -> det
         version=facts.version,
         device_class=device_class,
         hash=facts.hash,
-        units=_units(facts.units),
+        units=unit_counts(facts.units),
         parameters=facts.parameters,
         bytes=facts.bytes,
         error=facts.error,
@@ -160,20 +160,21 @@ def _stored_bundle(catalog: Catalog, device_class: str, bundle_hash: str) -> det
     )
 
 
-def _made_bundle(facts: Mapping[str, Any], device_class: str) -> detectors_pb.BundleFacts:
+def made_bundle(facts: Mapping[str, Any], device_class: str) -> detectors_pb.BundleFacts:
     """A bundle as the trainer reports it; what a plan does not know is left out."""
     names = ("version", "hash", "parameters", "bytes", "error", "p50_seconds", "p99_seconds")
     known: dict[str, Any] = {name: facts[name] for name in names if facts.get(name) is not None}
-    return detectors_pb.BundleFacts(device_class=device_class, units=_units(facts.get("units") or {}), **known)
+    return detectors_pb.BundleFacts(device_class=device_class, units=unit_counts(facts.get("units") or {}), **known)
 
 
-def _units(units: Mapping[str, int]) -> list[detectors_pb.UnitCount]:
+def unit_counts(units: Mapping[str, int]) -> list[detectors_pb.UnitCount]:
+    """Hidden units by group."""
     return [detectors_pb.UnitCount(group=group, units=count) for group, count in units.items()]
 
 
 def fit_result(result: Mapping[str, Any]) -> detectors_pb.FitResult:
     """What came out of a fit."""
-    parent = _made_bundle(result["parent"], PARENT)
+    parent = made_bundle(result["parent"], PARENT)
     return detectors_pb.FitResult(version=parent.version, parent=parent, rows=int(result.get("rows") or 0))
 
 
@@ -186,8 +187,8 @@ def cycle_result(result: Mapping[str, Any], device_class: str = "") -> pruning_p
         outcome=result.get("outcome", ""),
         reason=result.get("reason") or "",
         best_reachable=None if best is None else struct(best),
-        parent=None if parent is None else _made_bundle(parent, PARENT),
-        child=None if child is None else _made_bundle(child, device_class),
+        parent=None if parent is None else made_bundle(parent, PARENT),
+        child=None if child is None else made_bundle(child, device_class),
         gate=None if gate is None else struct(gate),
         plan=None if plan is None else struct(plan),
         report=None if report is None else struct({**report, "stages": result.get("stages") or {}}),

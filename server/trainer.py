@@ -24,15 +24,15 @@ import torch
 from detectors.bundle import WEIGHTS, Bundle, Lineage, read_bundle, write_bundle
 from detectors.errors import CorruptBundleError, InvalidInputError, PreconditionError, PrunewatchError
 from detectors.training.export import to_bundle
-from detectors.training.fit import HELD_OUT, FitOptions, Progress, fit, usable
+from detectors.training.fit import FitOptions, Progress, divided, fit
 from detectors.training.fitted import ErrorOptions, Fitted, load, save
 from detectors.training.stretches import Missing, Stretches
-from pruning.cycle import Candidate, CycleOptions, run_cycle
+from pruning.cycle import Candidate, CycleOptions, run_cycle, sized
 from pruning.frontier import Frontier, FrontierOptions, build_frontier
-from pruning.gate import GateLimits, trimmed_error
+from pruning.gate import GateLimits
 from pruning.gradual import fit_while_pruning
 from pruning.latency import measure
-from pruning.outcome import Budget, Latency, Sized
+from pruning.outcome import Budget, Latency
 from pruning.search import Floor
 from pruning.table import FolderTables
 from server.config import DEFAULT_BATCH
@@ -85,24 +85,9 @@ def _fit(job: Job, report: Progress) -> dict[str, Any]:
     _write(job, bundle)
     if latency is None:
         (latency,) = measure([bundle.graph], job.get("batch", DEFAULT_BATCH))
-    parent = Sized(
-        job["version"],
-        bundle.hash,
-        fitted.network.units,
-        fitted.network.parameters_count,
-        bundle.size,
-        latency.p50_seconds,
-        latency.p99_seconds,
-        trimmed_error(fitted, _held_out(fitted, data)),
-    )
+    _, held_out = divided(data, fitted.network, fitted.warm_up_points)
+    parent = replace(sized(job["version"], fitted, latency, held_out), hash=bundle.hash)
     return {"outcome": "adopted", "parent": asdict(parent), "dense": dense, "rows": len(data)}
-
-
-def _held_out(fitted: Fitted, data: Stretches) -> Stretches:
-    """What a fit has calibrated on: the points that it did not train on, where they are enough."""
-    warm = fitted.warm_up_points
-    _, held_out = data.longer_than(fitted.network.warm_up_points).split(HELD_OUT, context=warm)
-    return usable(held_out, data, warm, fitted.network.stride)
 
 
 def _fit_dense(job: Job, data: Stretches, error: ErrorOptions, report: Progress) -> Fitted:

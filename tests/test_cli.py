@@ -8,13 +8,13 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from graphs import ewma_bundle, ewma_scores
 from rich.console import Console
+from serving import served
 
 from detectors.bundle import GRAPH, read_bundle, write_bundle
 from detectors.errors import PrunewatchError
@@ -369,27 +369,8 @@ def test_a_detector_leaves_for_a_device_as_one_file(prunewatch, root: Path, tmp_
 @pytest.fixture
 def server(root: Path, tmp_path: Path):
     """The address of `prunewatch serve` on the store, in a process of its own."""
-    with socket.socket() as free, socket.socket() as other:
-        free.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        listen, admin = (f"127.0.0.1:{it.getsockname()[1]}" for it in (free, other))
-    command = [sys.executable, "-c", "from server.cli import main; main()", "serve", "--store", str(root)]
-    with (tmp_path / "server.log").open("wb") as log:
-        process = subprocess.Popen([*command, "--listen", listen, "--admin", admin], stderr=log)
-    deadline = time.monotonic() + 30
-    while not _answers(listen):
-        assert process.poll() is None, (tmp_path / "server.log").read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    yield listen
-    process.terminate()
-    assert process.wait(30) == 0, (tmp_path / "server.log").read_text()
-
-
-def _answers(address: str) -> bool:
-    host, port = address.split(":")
-    with socket.socket() as probe:
-        return probe.connect_ex((host, int(port))) == 0
+    with served(root, tmp_path / "server.log") as address:
+        yield address
 
 
 @pytest.mark.slow

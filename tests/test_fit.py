@@ -15,7 +15,7 @@ from sklearn.metrics import average_precision_score
 
 from detectors.errors import CorruptBundleError, InvalidInputError, PrunewatchError
 from detectors.training.export import step_graph
-from detectors.training.fit import FitOptions, Runner, fit, seeded, trimmed_mean
+from detectors.training.fit import FitOptions, Runner, divided, fit, seeded, trimmed_mean
 from detectors.training.fitted import ErrorOptions, Fitted, load, save, warm_up
 from detectors.training.networks import KINDS
 from detectors.training.stretches import Lanes, Stretches
@@ -544,3 +544,15 @@ def test_calibration_sees_only_errors_that_training_did_not_push_down(kind: str)
 
     for view in detector.views:
         assert view.calibration.levels[-1] == pytest.approx(-np.log10(20 / 100))
+
+
+def test_the_error_of_a_fit_is_of_points_that_it_was_not_trained_on() -> None:
+    """The last quarter, after points to warm up on; all of them where a quarter is too few."""
+    detector = fitted("lstm")
+    warm, rows = detector.warm_up_points, machine(700)
+
+    (judged,) = divided(Stretches.of([rows]), detector.network, warm)[1].parts
+    (few,) = divided(Stretches.of([rows[: warm + 20]]), detector.network, warm)[1].parts
+
+    assert (judged == rows[700 - 175 - warm :]).all()
+    assert len(few) == warm + 20

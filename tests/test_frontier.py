@@ -28,12 +28,11 @@ from detectors.training.stretches import Stretches
 from prunewatch.client import Client, ServiceError
 from pruning.cycle import CycleOptions, run_cycle, split
 from pruning.damage import Curve
-from pruning.frontier import Frontier, FrontierOptions, build_frontier, descending, least_damaging, targets
+from pruning.frontier import Frontier, FrontierOptions, build_frontier, descending, targets, within_seconds
 from pruning.frontier_facts import FrontierFacts, FrontierPoint, marked
 from pruning.gate import GateLimits, trimmed_error
 from pruning.outcome import MARGIN, Budget, Latency, Sized
 from pruning.table import Cost, Level, Table
-from server import frontiers
 from server.app import Hub
 from server.cli import app
 from server.config import DetectorConfig
@@ -76,11 +75,11 @@ def table(*times: float) -> Table:
     return Table(tuple(levels))
 
 
-def test_the_widest_that_a_table_says_is_fast_enough_is_the_least_damaging() -> None:
+def test_the_widest_that_a_table_says_is_fast_enough_is_the_within_seconds() -> None:
     """By time alone; where nothing is fast enough the nearest level."""
     curves = {"a": curve(1.0, 0.8, 0.3, 0.1, 0.0)}
 
-    found = [least_damaging(table(8.0, 4.0, 2.0), curves, seconds) for seconds in (9.0, 5.0, 3.0, 1.0)]
+    found = [within_seconds(table(8.0, 4.0, 2.0), curves, seconds) for seconds in (9.0, 5.0, 3.0, 1.0)]
 
     assert found == [{"a": 4}, {"a": 2}, {"a": 1}, {"a": 1}]
 
@@ -392,7 +391,7 @@ def test_a_kill_between_two_files_leaves_what_was_there(
         if made > files:
             raise KilledError
 
-    monkeypatch.setattr(frontiers.os, "fsync", killed)
+    monkeypatch.setattr(os, "fsync", killed)
     with pytest.raises(KilledError):
         kept(root, 6.0)
     monkeypatch.undo()
@@ -415,7 +414,7 @@ def test_a_kill_before_there_is_any_leaves_nothing(tmp_path: Path, monkeypatch: 
     def killed(_file: int) -> None:
         raise KilledError
 
-    monkeypatch.setattr(frontiers.os, "fsync", killed)
+    monkeypatch.setattr(os, "fsync", killed)
     with pytest.raises(KilledError):
         kept(root)
     monkeypatch.undo()
@@ -436,7 +435,7 @@ def test_whoever_reads_while_one_is_replaced_finds_one(tmp_path: Path, monkeypat
             raise KilledError
         seen.append(read.created_seconds)
 
-    monkeypatch.setattr(frontiers.os, "fsync", looked)
+    monkeypatch.setattr(os, "fsync", looked)
     kept(tmp_path, 6.0)
 
     assert seen == sorted(seen)
@@ -453,7 +452,7 @@ def test_a_disk_that_takes_no_more_is_told(tmp_path: Path, monkeypatch: pytest.M
     for created in (None, 5.0):
         if created is not None:
             kept(tmp_path, created)
-        monkeypatch.setattr(frontiers.os, "fsync", refused)
+        monkeypatch.setattr(os, "fsync", refused)
         with pytest.raises(ExhaustedError if number == errno.ENOSPC else PrunewatchError, match=r"full|denied") as told:
             kept(tmp_path, 6.0)
         monkeypatch.undo()

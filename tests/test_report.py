@@ -5,10 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -20,6 +16,7 @@ from fits import SMALL, fitted, machine, untrained
 from graphs import ewma_bundle
 from matplotlib.text import Text
 from rich.console import Console
+from serving import served
 
 from detectors.bundle import write_bundle
 from detectors.training.calibrate import Scaler
@@ -464,29 +461,8 @@ def test_a_cycle_can_be_named(prunewatch, pruned: Path) -> None:
 @pytest.fixture
 def server(pruned: Path, tmp_path: Path):
     """The address of `prunewatch serve` on a copy of the store, in a process of its own."""
-    root = shutil.copytree(pruned, tmp_path / "store")
-    with socket.socket() as free, socket.socket() as other:
-        free.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        listen, admin = (f"127.0.0.1:{it.getsockname()[1]}" for it in (free, other))
-    command = [sys.executable, "-c", "from server.cli import main; main()", "serve", "--store", str(root)]
-    with (tmp_path / "server.log").open("wb") as log:
-        process = subprocess.Popen([*command, "--listen", listen, "--admin", admin], stderr=log)
-    deadline = time.monotonic() + 30
-    while not answers(listen):
-        assert process.poll() is None, (tmp_path / "server.log").read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    yield listen
-    process.terminate()
-    assert process.wait(30) == 0, (tmp_path / "server.log").read_text()
-
-
-def answers(address: str) -> bool:
-    """Whether somebody listens there."""
-    host, port = address.split(":")
-    with socket.socket() as probe:
-        return probe.connect_ex((host, int(port))) == 0
+    with served(shutil.copytree(pruned, tmp_path / "store"), tmp_path / "server.log") as address:
+        yield address
 
 
 @pytest.mark.slow

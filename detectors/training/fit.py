@@ -193,12 +193,7 @@ def begin(
     warm = warm_up(network, error)
     longest = Stretches(tuple(sorted(data.parts, key=len)[-1:]))
     longest.require(warm + MINIMUM_ROWS * network.stride, f"a {kind} detector")
-    data = data.longer_than(network.warm_up_points)
-    training, held_out = data.split(HELD_OUT, context=warm)
-    training = training.longer_than(network.blind_points + 1)
-    if not training.parts:
-        training = data
-    held_out = usable(held_out, data, warm, network.stride)
+    training, held_out = divided(data, network, warm)
     return Begun(network, features, training, held_out, Scaler.fit(training.rows), error)
 
 
@@ -300,7 +295,21 @@ def updates_for(points: int, how: FitOptions) -> int:
     return how.updates or int(np.clip(points / 5, 300, 1200))
 
 
-def usable(held_out: Stretches, data: Stretches, warm: int, stride: int) -> Stretches:
+def divided(data: Stretches, network: Network, warm: int) -> tuple[Stretches, Stretches]:
+    """What a fit trains on, and what it stops by and calibrates on; all points for either where there are too few.
+
+    Args:
+        data: Normal points.
+        network: That is fitted.
+        warm: Points before its detector's first score.
+    """
+    data = data.longer_than(network.warm_up_points)
+    training, held_out = data.split(HELD_OUT, context=warm)
+    training = training.longer_than(network.blind_points + 1)
+    return training if training.parts else data, _usable(held_out, data, warm, network.stride)
+
+
+def _usable(held_out: Stretches, data: Stretches, warm: int, stride: int) -> Stretches:
     """The held-out points, or all of them where too few would be scored."""
     seen = sum(max(len(part) - warm, 0) // stride for part in held_out.parts)
     return held_out if seen >= MINIMUM_ROWS // 2 else data

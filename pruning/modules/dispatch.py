@@ -55,7 +55,7 @@ def prune(what: Any, data: Any, *more: Any, **options: Any) -> Any:
     if hasattr(what, "scoring_with"):
         if not isinstance(what, Estimator):
             raise InvalidInputError("the estimator is not fitted.", field="what", hint="Call its `fit` first.")
-        _require_options(prune_estimator, options, "an estimator")
+        _require_options(cycle.prune, options, "an estimator")
         return prune_estimator(what, data, *more, **options)
     raise InvalidInputError(
         f"{type(what).__name__} can not be pruned.",

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from time import perf_counter_ns
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pruning.latency import interleaved
+
 WARM_UP_CALLS = 5
 ROUND_SECONDS = 0.02  # of one module: long enough for a median, short enough to interleave
-MINIMUM_CALLS, MAXIMUM_CALLS = 3, 100
+CALLS = (3, 100)  # in a turn
 
 
 def times(modules: Sequence[nn.Module], examples: tuple[Tensor, ...], *, rounds: int) -> list[float]:
@@ -23,26 +25,10 @@ def times(modules: Sequence[nn.Module], examples: tuple[Tensor, ...], *, rounds:
         examples: Arguments of every call.
         rounds: More rounds, steadier medians.
     """
-    taken: list[list[int]] = [[] for _ in modules]
+    calls = [partial(module, *examples) for module in modules]
     with _one_thread(), torch.inference_mode():
-        calls = [_calls(module, examples) for module in modules]
-        for turn in range(rounds):
-            for i in range(len(modules)) if turn % 2 == 0 else reversed(range(len(modules))):
-                for _ in range(calls[i]):
-                    taken[i].append(_once(modules[i], examples))
-    return [float(np.median(each)) / 1e9 for each in taken]
-
-
-def _calls(module: nn.Module, examples: tuple[Tensor, ...]) -> int:
-    """Calls of a round, after some to warm up."""
-    quickest = min(_once(module, examples) for _ in range(WARM_UP_CALLS))
-    return int(np.clip(ROUND_SECONDS * 1e9 / quickest, MINIMUM_CALLS, MAXIMUM_CALLS))
-
-
-def _once(module: nn.Module, examples: tuple[Tensor, ...]) -> int:
-    began = perf_counter_ns()
-    module(*examples)
-    return perf_counter_ns() - began
+        taken = interleaved(calls, rounds=rounds, seconds=ROUND_SECONDS, bounds=CALLS, warm_up=WARM_UP_CALLS)
+    return [float(np.median(np.concatenate(each))) for each in taken]
 
 
 @contextmanager

@@ -18,7 +18,10 @@ from server.commands.options import (
     ConfigOption,
     JsonOption,
     NameArgument,
+    P50Option,
+    P99Option,
     SeedOption,
+    SizeOption,
     StoreOption,
     quantity,
     require_hub,
@@ -39,7 +42,7 @@ from server.config import (
     load_settings,
 )
 from server.csv_input import Table, read_csv
-from server.quantities import parse_duration, parse_size
+from server.quantities import parse_duration
 
 if TYPE_CHECKING:
     from pruning.tuned import Tuned
@@ -82,33 +85,9 @@ def tune(
             show_default=False,
         ),
     ] = None,
-    p99: Annotated[
-        float | None,
-        typer.Option(
-            parser=quantity(parse_duration),
-            metavar="TIME",
-            help="What the 99th percentile of a step may be, e.g. 2ms.",
-            show_default=False,
-        ),
-    ] = None,
-    p50: Annotated[
-        float | None,
-        typer.Option(
-            parser=quantity(parse_duration),
-            metavar="TIME",
-            help="What the median of a step may be, e.g. 1ms.",
-            show_default=False,
-        ),
-    ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(
-            parser=quantity(parse_size),
-            metavar="SIZE",
-            help="What the step graph may have in bytes, e.g. 64KiB.",
-            show_default=False,
-        ),
-    ] = None,
+    p99: P99Option = None,
+    p50: P50Option = None,
+    size: SizeOption = None,
     batch: Annotated[
         int | None,
         typer.Option(min=1, metavar="B", help="Points in a step that is measured (default: 256).", show_default=False),
