@@ -49,6 +49,7 @@ def table(cells: Iterable[Cell], limits: GateLimits | None = None) -> pd.DataFra
                 "speedup": cell["dense_p50"] / cell["p50"],
                 "p99_speedup": cell["dense_p99"] / cell["p99"],
                 "bytes": cell["dense_bytes"] / cell["bytes"],
+                "parent_ap": cell["parent_ap"],
                 "ap": cell["ap"] - cell["parent_ap"],
                 "vus_pr": cell["vus_pr"] - cell["parent_vus_pr"],
                 "cpu_seconds": cell["cpu_seconds"],
@@ -70,6 +71,12 @@ def mean_of(frame: pd.DataFrame, column: str) -> float | None:
     """Over seeds and then over series; None where there is nothing."""
     values = by_series(frame[frame.built.astype(bool)], column) if column in frame else pd.Series(dtype=float)
     return float(values.mean()) if values.notna().any() else None
+
+
+def spread_of(frame: pd.DataFrame, column: str) -> tuple[float, float] | None:
+    """Mean and standard deviation over the seeds of one series; None where nothing was built."""
+    values = frame[frame.built.astype(bool)][column]
+    return (float(values.mean()), float(values.std(ddof=0))) if len(values) else None
 
 
 def paired(frame: pd.DataFrame, one: str, other: str) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from typing import Any
 import harness
 import pandas as pd
 from pruning_cells import cell_version, read_all
-from pruning_figures import aims, mean_of, table
+from pruning_figures import aims, mean_of, spread_of, table
 from pruning_peer import PACKAGE, installed
 
 METHODS = ("ours", "random", "no_repair", "scratch", "scratch_long", "torch_pruning", "masks")
@@ -36,6 +36,9 @@ COLUMNS = {
     "cpu_seconds": ("CPU, s", "{:.0f}"),
     "wall_seconds": ("wall, s", "{:.0f}"),
 }
+
+FORMS = ("{:.1f}", "{:.2f}")
+"""Of the speed-up and the error by series."""
 
 
 def result(folder: Path) -> harness.Result:
@@ -108,13 +111,20 @@ def _series(frame: pd.DataFrame) -> list[str]:
     here = frame[(frame.method == "ours") & (frame.target == "4x") & (frame.batch == frame.batch.max())]
     rows = []
     for (kind, series), own in here.groupby(["kind", "series"], sort=False):
-        figures = [mean_of(own, column) for column in ("speedup", "error", "ap", "vus_pr")]
-        texts = [
-            "-" if value is None else form.format(value)
-            for value, form in zip(figures, ("{:.1f}", "{:.2f}", "{:+.3f}", "{:+.3f}"), strict=True)
-        ]
+        figures = [mean_of(own, column) for column in ("speedup", "error")]
+        texts = ["-" if value is None else form.format(value) for value, form in zip(figures, FORMS, strict=True)]
+        texts += [_spread(own, "parent_ap", "{:.3f}"), *(_spread(own, it, "{:+.3f}") for it in ("ap", "vus_pr"))]
         rows.append([f"`{kind}`", series, *texts, f"{int(own.adopted.eq(True).sum())} of {len(own)}"])
-    return markdown(["", "series", "p50 speed-up", "error", "AP", "VUS-PR", "let in"], rows)
+    return markdown(["", "series", "p50 speed-up", "error", "the parent's AP", "AP", "VUS-PR", "let in"], rows)
+
+
+def _spread(frame: pd.DataFrame, column: str, form: str) -> str:
+    """Mean over seeds, and their standard deviation where there are several."""
+    found = spread_of(frame, column)
+    if found is None:
+        return "-"
+    mean, deviation = found
+    return form.format(mean) + (f" ± {deviation:.3f}" if len(frame) > 1 else "")
 
 
 def _failures(frame: pd.DataFrame) -> list[str]:
