@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 TORCH := torch==2.13.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
 
-.PHONY: demo test quick long check lint types contracts proto proto-drift bench clean help
+.PHONY: demo test quick long promise check lint types contracts proto proto-drift bench clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -41,6 +41,10 @@ quick: $(VENV)/.dev ## the tests that take seconds
 
 long: $(VENV)/.dev ## thousands of drawn architectures: minutes
 	$(BIN)/python -m pytest -m long
+
+promise: $(VENV)/.dev ## the tests that prove one row of docs/robustness.md: make promise ID=R1
+	@test -n "$(ID)" || { echo "which one? make promise ID=R1"; exit 2; }
+	$(BIN)/python -m pytest --promise $(ID)
 
 check: lint types contracts proto-drift test ## what CI runs
 

@@ -1,8 +1,8 @@
 """Every benchmark, one after the other: `make bench`.
 
 Flags are passed on. With --json DIR each benchmark writes DIR/<benchmark>.json. What can not run here (no labelled
-data, one core only) says so and is left out; the others run. Filling the cells of detection, explain and pruning takes
-hours: here their tables are written from the cells there are; their own scripts fill them.
+data, one core only) says so and is left out; the others run. Filling the cells of detection, explain, pruning and
+lifecycle takes hours: here their tables are written from the cells there are; their own scripts fill them.
 
 Examples:
   python benchmarks/all.py
@@ -31,9 +31,13 @@ BENCHMARKS = (
     "pruning_grid",
     "importance",
     "gate",
+    "drift",
+    "poisoning",
     "budgets",
+    "lifecycle",
+    "training_load",
 )
-FROM_CELLS = ("detection", "explain", "pruning_grid", "importance", "budgets")
+FROM_CELLS = ("detection", "explain", "pruning_grid", "importance", "budgets", "lifecycle", "poisoning")
 """Of these only the tables are made here, unless --quick is given."""
 
 

@@ -186,17 +186,17 @@ async def answers_are_scores(hub: Side, messages: Messages) -> None:
         sys.exit(f"the hub does not score: {answer}")
 
 
-def fitted_store(folder: Path) -> Path:
-    """A configuration beside a store that holds an LSTM 2x32, fitted through the command line."""
+def fitted_store(folder: Path, width: int = WIDTH) -> Path:
+    """A configuration beside a store that holds an LSTM of two such layers, fitted through the command line."""
     import pandas as pd
 
     values = harness.drawn(FIT_POINTS, 1, FEATURES, seed=2)[:, 0]
     frame = pd.DataFrame(values, columns=[f"f{i + 1}" for i in range(FEATURES)])
     frame.to_csv(folder / "train.csv", index_label="row")
     config = folder / "prunewatch.yaml"
-    config.write_text(f"store: {folder / 'store'}\ndetectors:\n  machine: {{options: {{layers: 2, width: {WIDTH}}}}}\n")
+    config.write_text(f"store: {folder / 'store'}\ndetectors:\n  machine: {{options: {{layers: 2, width: {width}}}}}\n")
     command = ["fit", "machine", "--data", str(folder / "train.csv"), "--config", str(config)]
-    harness.say("fitting an LSTM 2x32")
+    harness.say(f"fitting an LSTM 2x{width}")
     subprocess.run([*harness.CLI, *command, "--store", str(folder / "store")], cwd=harness.ROOT, check=True, stdout=2)
     return config
 

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from detectors.errors import CorruptBundleError, NewerStoreError
+from detectors.failpoints import failpoint
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -124,16 +126,21 @@ def write_bundle(bundle: Bundle, folder: Path) -> None:
     """Writes a bundle into a new `folder` and makes every byte durable before it returns.
 
     The folder appears whole or not at all: files are written and fsynced beside it, then renamed into place.
-    A folder that is already there is left as it is (the same hash is the same content).
+    A folder that is already there is left as it is (the same hash is the same content); it counts as written now, so
+    that nobody takes it for one that was forgotten.
     """
-    if folder.exists():
+    with suppress(FileNotFoundError):
+        os.utime(folder)
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = folder.with_name(f".{folder.name}.{uuid4().hex}.partial")  # one a writer, also among threads
     staging.mkdir()
+    failpoint("bundle.begun")
     for name, content in {**bundle.files, MANIFEST: _encode(bundle.manifest)}.items():
         write_durably(staging / name, content)
+        failpoint("bundle.file_written")
     fsync_folder(staging)
+    failpoint("bundle.before_rename")
     try:
         staging.rename(folder)
     except OSError:
@@ -142,7 +149,9 @@ def write_bundle(bundle: Bundle, folder: Path) -> None:
         for file_path in staging.iterdir():  # somebody else published the same bytes first
             file_path.unlink()
         staging.rmdir()
+    failpoint("bundle.renamed")
     fsync_folder(folder.parent)
+    failpoint("bundle.durable")
 
 
 def read_bundle(folder: Path, expected_hash: str | None = None, *, weights: bool = False) -> Bundle:
@@ -191,13 +200,23 @@ def write_durably(path: Path, content: bytes) -> None:
     with path.open("wb") as file:
         file.write(content)
         file.flush()
+        failpoint("file.before_fsync")
         os.fsync(file.fileno())
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder, with those above it, and makes their names durable; one that is there is fine."""
+    missing = [it for it in (folder, *folder.parents) if not it.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in missing:
+        fsync_folder(made.parent)
 
 
 def fsync_folder(folder: Path) -> None:
     """Makes renames inside `folder` durable (a directory entry is data of the directory)."""
     fd = os.open(folder, os.O_RDONLY)
     try:
+        failpoint("folder.before_fsync")
         os.fsync(fd)
     finally:
         os.close(fd)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -229,6 +230,21 @@ class Replay:
     state: State
 
 
+@dataclass(frozen=True)
+class Run:
+    """What a successor's steps came to, step by step, [B] of each.
+
+    Attributes:
+        scores: Of the last points of each step.
+        warm: Whether the score is one: the series was warm.
+        seconds: Of each step.
+    """
+
+    scores: list[FloatArray]
+    warm: list[NDArray[np.bool_]]
+    seconds: list[float]
+
+
 class Successor:
     """The next version of a scorer, catching up with the live series off the scoring path.
 
@@ -285,9 +301,10 @@ class Successor:
             array[restart] = 0
         return Replay(slots, upto, series.beginnings[slots], points, state)
 
-    def run(self, replay: Replay) -> None:
-        """Steps the new version over the copied points; touches nothing shared."""
-        stride = self.served.runtime.stride
+    def run(self, replay: Replay) -> Run:
+        """Steps the new version over the copied points; touches nothing shared but the copies."""
+        stride, run = self.served.runtime.stride, Run([], [], [])
+        before = np.array([upto - len(points) for upto, points in zip(replay.upto, replay.points, strict=True)])
         lengths = np.array([len(points) // stride for points in replay.points])
         for t in range(int(lengths.max())):
             active = int((lengths > t).sum())
@@ -295,9 +312,14 @@ class Successor:
                 values = np.stack([points[t] for points in replay.points[:active]])
             else:
                 values = np.stack([points[t * stride : (t + 1) * stride] for points in replay.points[:active]])
+            began = perf_counter()
             step = self.served.runtime.step(values, tuple(array[:active] for array in replay.state))
+            run.seconds.append(perf_counter() - began)
+            run.scores.append(step.score)
+            run.warm.append(before[:active] + (t + 1) * stride > self.served.warm_up_points)
             for carried, new in zip(replay.state, step.state, strict=True):
                 carried[:active] = new
+        return run
 
     def commit(self, replay: Replay) -> None:
         """Takes over the state that `run` reached."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from time import perf_counter
@@ -13,11 +12,11 @@ from numpy.typing import NDArray
 
 from detectors.errors import PreconditionError
 from detectors.training.export import step_graph
-from detectors.training.fit import HELD_OUT, FitOptions, Progress, partly, seeded, silent, train
+from detectors.training.fit import HELD_OUT, Progress, seeded, silent
 from detectors.training.fitted import Fitted
 from detectors.training.stretches import Stretches
 from pruning.derive import UPDATES, Derivation, DeriveOptions
-from pruning.gate import GateLimits, judge, trimmed_error
+from pruning.gate import GateLimits, Labelled, judge, trimmed_error
 from pruning.groups import prunable
 from pruning.importance import DEFAULT
 from pruning.latency import measure
@@ -27,17 +26,14 @@ from pruning.report import report_on
 from pruning.search import Floor, Plan, Search, stages, total
 from pruning.structures import Structure
 from pruning.table import NoTables, Tables
+from pruning.update import ParentJudge, updated
 
 if TYPE_CHECKING:
     from pruning.frontier import Frontier
 
 CORRECTIONS = 3  # children built at most: one that misses the budget is made narrower
 FINAL_ROUNDS = 21  # of the measurement that decides
-IMPROVED = 0.99  # of its error: a parent that is updated for less leaves its frontier behind for noise
 MINIMUM_JUDGED = 60  # points of a run that calibration and the gate need beside the warm-up
-UPDATE_RATE = (
-    1e-3  # learning rate of the parent's update: a third of the first fit's, so that it follows and does not jump
-)
 
 
 @dataclass(frozen=True)
@@ -52,6 +48,8 @@ class CycleOptions:
         dry_run: Stop at the plan; nothing is trained, not even the parent.
         updates: Gradient steps of fine-tuning each member of the network, over all stages.
         limits: Of the gate.
+        parent_judge: The gate of a parent that was trained on; a cycle whose parent fails it ends there.
+        labelled: Anomalies that people have labelled, for the gate; None: there are none.
         tables: Where latency tables are kept from one cycle to the next.
         frontier: Children of the parent to pick from, where the batch is the budget's.
         frontier_first: Pick before the parent is updated, which then happens only where nothing was picked. Else an
@@ -65,6 +63,8 @@ class CycleOptions:
     dry_run: bool = False
     updates: int = UPDATES
     limits: GateLimits = field(default_factory=GateLimits)
+    parent_judge: ParentJudge | None = None
+    labelled: Labelled | None = None
     tables: Tables = field(default_factory=NoTables)
     frontier: Frontier | None = None
     frontier_first: bool = True
@@ -133,15 +133,27 @@ def _run(
 ) -> Candidate:
     """The cycle on points that are split; global generators are seeded."""
     report.stage("update")
-    dense, updated, picked = parent.recalibrated(held_out, training), False, None
+    dense, changed, picked = parent.recalibrated(held_out, training), False, None
     picks_first = how.frontier_first or not how.update_parent
     if picks_first:
         picked = _picked(dense, budget, training, held_out, how, report)
     if picked is None and how.update_parent and not how.dry_run:
         report.stage("update")
-        newer, updated = update(parent, training, held_out, how, report.progress)
-        dense = newer.recalibrated(held_out, training) if updated else dense
-    if not picks_first and not updated:
+        newer = updated(
+            parent,
+            training,
+            held_out,
+            updates=how.updates,
+            seed=how.seed,
+            judge=how.parent_judge,
+            labelled=how.labelled,
+            limits=how.limits,
+            progress=report.progress,
+        )
+        dense, changed = newer.parent, newer.changed
+        if newer.gate is not None and newer.refused:
+            return Candidate(report.refused(dense, newer.gate), dense, changed)
+    if not picks_first and not changed:
         picked = _picked(dense, budget, training, held_out, how, report)
     if picked is not None:
         return picked
@@ -150,9 +162,9 @@ def _run(
     search = Search(dense, training, budget, how.criterion, how.seed, how.tables)
     plan = search.plan()
     if isinstance(plan, Floor):
-        return Candidate(report.infeasible(dense, plan), dense, updated)
+        return Candidate(report.infeasible(dense, plan), dense, changed)
     if how.dry_run:
-        return Candidate(report.planned(dense, search, plan, how), dense, updated, plan=plan)
+        return Candidate(report.planned(dense, search, plan, how), dense, changed, plan=plan)
 
     derivation = _derivation(dense, training, search, plan, how, report)
     child, plan, dense_time, child_time = _meet(budget, search, plan, derivation, training, held_out, report)
@@ -164,7 +176,7 @@ def _run(
     in_budget = within(child_time, missed.bytes, dense_time, budget)
     best = None if in_budget else missed.reachable(budget, narrower=not search.is_narrowest(plan))
     outcome = replace(candidate.outcome, best_reachable=best)
-    return replace(candidate, outcome=outcome, updated=updated, criterion=how.criterion, plan=plan)
+    return replace(candidate, outcome=outcome, updated=changed, criterion=how.criterion, plan=plan)
 
 
 def prune(
@@ -253,22 +265,6 @@ def split(parent: Fitted, recent: Stretches) -> tuple[Stretches, Stretches]:
     training.require(warm_up + judged, "a cycle's fine-tuning")
     held_out.require(warm_up + judged, "a cycle's gate")
     return training, held_out
-
-
-def update(
-    parent: Fitted, training: Stretches, held_out: Stretches, how: CycleOptions, progress: Progress
-) -> tuple[Fitted, bool]:
-    """Trains a copy of the parent on with recent points; the old one stays where the new one is hardly better."""
-    network = copy.deepcopy(parent.network)
-    options = FitOptions(updates=max(1, how.updates // 2), learning_rate=UPDATE_RATE, contamination=parent.trim)
-    members = [member for member in network.members.values() if member.learned_by_gradient]
-    with seeded(how.seed):
-        for i, member in enumerate(members):
-            told = partly(lambda _stage, done, message: progress("update", done, message), i, len(members))
-            train(member, training, held_out, parent.scaler, options, how.seed, told)
-    newer = parent.with_network(network)
-    better = trimmed_error(newer, held_out) < IMPROVED * trimmed_error(parent, held_out)
-    return (newer, True) if better else (parent, False)
 
 
 def _derivation(
@@ -370,7 +366,7 @@ def _judged(
     """What the gate says of a child."""
     report.stage("gate")
     size, rng = len(step_graph(made.child)), np.random.default_rng(how.seed)
-    return judge(dense, made.child, held_out, made.latency, made.dense, size, budget, how.limits, rng)
+    return judge(dense, made.child, held_out, made.latency, made.dense, size, budget, how.limits, rng, how.labelled)
 
 
 def _concluded(
@@ -451,6 +447,13 @@ class _Report:
             best_reachable=floor.reachable(self.budget),
             stages=self.seconds,
         )
+
+    def refused(self, dense: Fitted, gate: Gate) -> Outcome:
+        """The parent that was trained on may not follow."""
+        self.stage("done")
+        (latency,) = measure([step_graph(dense)], self.budget.batch)
+        parent = self.parent_sized(dense, latency)
+        return Outcome("rejected", f"the updated parent: {gate.reason}", parent, gate=gate, stages=self.seconds)
 
     def waiting(self, made: _Made, dense: Fitted, how: CycleOptions) -> Outcome:
         """A dry run ends with a child of the frontier, where one meets the budget."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from detectors.training.calibrate import Scaler
 from detectors.training.fitted import Fitted, mean_residuals
 from detectors.training.stretches import Stretches
-from pruning.injection import Events, inject
+from pruning.injection import Events, due_labels, inject
 from pruning.limits import limits, said
 from pruning.outcome import Budget, Check, Gate, Latency
 
@@ -28,6 +28,7 @@ GAP = 5  # alarms closer than this are one segment; so many points that have a s
 RATE_RANGE = (0.5, 2.0)  # gross change only: on normal points calibration has made the rates equal
 RESAMPLES = 400
 CONFIDENCE = 0.05  # one-sided
+LABELLED = 3  # anomalies that the parent finds: from fewer nothing can be said
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,22 @@ class GateLimits:
         tail_agreement: Rank correlation of the scores (Spearman) over the tenth of the points that the parent scores
             highest, at least this.
         injected_drop: Average precision on injected anomalies may fall by this much at the lower confidence bound.
+        labelled_recall: Labelled anomalies that both find over those that the parent finds, at least this.
     """
 
     error_ratio: float = 1.5
     alarm_jaccard: float = 0.6
     tail_agreement: float = 0.3
     injected_drop: float = 0.02
+    labelled_recall: float = 0.9
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Anomalies that people have labelled, and the score from which a point raises an alarm."""
+
+    events: Events
+    threshold: float
 
 
 def judge(
@@ -58,6 +69,7 @@ def judge(
     budget: Budget,
     limits_: GateLimits,
     rng: np.random.Generator,
+    labelled: Labelled | None = None,
 ) -> Gate:
     """All checks of a candidate: its budget, and its quality beside the parent's.
 
@@ -71,6 +83,7 @@ def judge(
         budget: To be met, all of it.
         limits_: Thresholds.
         rng: For injections and resampling.
+        labelled: Anomalies that people have labelled; None: there are none.
     """
     costs = [
         Check(
@@ -82,7 +95,7 @@ def judge(
         )
         for name, measured, limit, timed in limits(latency, size, dense_latency, budget)
     ]
-    return Gate((*costs, *quality(parent, child, held_out, limits_, rng).checks))
+    return Gate((*costs, *quality(parent, child, held_out, limits_, rng, labelled).checks))
 
 
 class Quality(NamedTuple):
@@ -98,9 +111,14 @@ class Quality(NamedTuple):
 
 
 def quality(
-    parent: Fitted, child: Fitted, held_out: Stretches, limits_: GateLimits, rng: np.random.Generator
+    parent: Fitted,
+    child: Fitted,
+    held_out: Stretches,
+    limits_: GateLimits,
+    rng: np.random.Generator,
+    labelled: Labelled | None = None,
 ) -> Quality:
-    """The checks of error, alarms, ranks and injected anomalies; arguments as of `judge`."""
+    """The checks of error, alarms, ranks, injected and labelled anomalies; arguments as of `judge`."""
     checks = []
     ratio = trimmed_error(child, held_out) / max(trimmed_error(parent, held_out), 1e-12)
     checks.append(
@@ -137,6 +155,8 @@ def quality(
             f"(limit {-limits_.injected_drop:+g})",
         )
     )
+    if labelled is not None:
+        checks += labelled_checks(parent, child, labelled, limits_)
     return Quality(tuple(checks), drop)
 
 
@@ -245,6 +265,31 @@ def _alarm_checks(parent: FloatArray, child: FloatArray, limits_: GateLimits, ga
             RATE_RANGE[0] <= rate <= RATE_RANGE[1],
             f"{rate:.2f} times as many points are flagged {where} (limits {RATE_RANGE[0]:g} to {RATE_RANGE[1]:g})",
         ),
+    ]
+
+
+def labelled_checks(parent: Fitted, child: Fitted, labelled: Labelled, limits_: GateLimits) -> list[Check]:
+    """Whether a child, or a newer parent, finds the labelled anomalies that its parent finds; no check of too few.
+
+    Found is what raises an alarm, so it is asked at the detector's threshold.
+    """
+    labels = due_labels(labelled.events.labels, stride_of([parent, child]))
+    theirs, ours = (
+        ((detector.trace(labelled.events.points).score >= labelled.threshold) & labels).any(axis=1)
+        for detector in (parent, child)
+    )
+    if theirs.sum() < LABELLED:
+        return []
+    recall = float((theirs & ours).sum() / theirs.sum())
+    return [
+        Check(
+            "labelled",
+            recall,
+            limits_.labelled_recall,
+            recall >= limits_.labelled_recall,
+            f"{recall:.3f} of {theirs.sum()} labelled anomalies that the parent finds are found "
+            f"(limit {limits_.labelled_recall:g})",
+        )
     ]
 
 

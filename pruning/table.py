@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
 
+from detectors.failpoints import failpoint
 from detectors.training.export import step_graph
 from detectors.training.fitted import Fitted
 from detectors.training.networks import Network
@@ -150,6 +151,7 @@ class FolderTables:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             partial.write_text(table.to_json(), encoding="utf-8")
+            failpoint("table.before_rename")
             partial.replace(self._path(key))
         except OSError:
             with suppress(OSError):

@@ -11,14 +11,16 @@ from collections.abc import Callable, Sequence
 from google.longrunning import operations_pb2_grpc
 from prometheus_client import CollectorRegistry
 
-from prunewatch.v1 import detectors_pb2_grpc, pruning_pb2_grpc
-from server.config import Settings
+from prunewatch.v1 import detectors_pb2_grpc, feedback_pb2_grpc, pruning_pb2_grpc
+from server.config import HUB, Settings
 from server.detectors_service import DetectorServicer
+from server.feedback_service import FeedbackServicer
 from server.host import Host
 from server.listener import Listener, Register, until_asked_to_stop
 from server.maintenance import Maintenance
 from server.metrics import Metrics
 from server.operations import OperationsServicer
+from server.probation import Probations
 from server.progress import Operations
 from server.pruning_service import PruningServicer
 from server.roster import Roster
@@ -27,6 +29,7 @@ from server.scoring import scoring_service
 from server.store import Store
 from server.training import COMMAND
 
+TIDY_SECONDS = 3600.0
 logger = logging.getLogger(__name__)
 
 
@@ -38,6 +41,7 @@ class Hub:
         registry: Where its metrics go; fresh for each hub of a process.
         trainer: Starts the trainer.
         clock: Seconds since the epoch.
+        monotonic: Seconds that only ever pass.
 
     Raises:
         StoreInUseError: another process holds the store.
@@ -51,20 +55,33 @@ class Hub:
         registry: CollectorRegistry | None = None,
         trainer: Sequence[str] = COMMAND,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
         self.metrics = Metrics(registry or CollectorRegistry())
         self.store = Store.open(settings.store)
+        self.store.catalog.clock = clock
         self.host = Host(
             self.metrics,
             ring_points=settings.ring_points,
             clock=lambda: int(clock() * 1e9),
             book=self.store.catalog,
+            budget=settings.device_classes[HUB],
         )
         self.roster = Roster(self.store, self.host, settings, self.metrics)
         self.operations = Operations(self.store.catalog)
-        self.maintenance = Maintenance(self.roster, self.operations, self.metrics, command=trainer, clock=clock)
-        self.scheduler = Scheduler(self.roster, self.maintenance, clock)
+        self.maintenance = Maintenance(
+            self.roster,
+            self.operations,
+            self.metrics,
+            command=trainer,
+            trainers=settings.trainers,
+            trainer_memory=settings.trainer_memory,
+            clock=clock,
+            monotonic=monotonic,
+        )
+        self.scheduler = Scheduler(self.roster, self.maintenance, clock, monotonic)
+        self.probations = Probations(self.roster, self.metrics, self.maintenance.published, clock)
         self.listener = Listener(settings, self.metrics, self.host)
         self._loops: list[asyncio.Task[None]] = []
 
@@ -72,7 +89,7 @@ class Hub:
         """Hosts what the store has, then listens."""
         await self.roster.load()
         await self.listener.start(self._services())
-        loops = (self.maintenance.run(), self.scheduler.run(), self._flush())
+        loops = (self.maintenance.run(), self.scheduler.run(), self.probations.run(), self._flush(), self._tidy())
         self._loops = [asyncio.create_task(loop) for loop in loops]
         logger.info(
             "serving %d detectors on %s, metrics on http://%s/metrics",
@@ -90,12 +107,14 @@ class Hub:
         await self.listener.stop()
         await self.roster.learn_features()
         await self.host.flush()
+        await self.scheduler.save()
         await asyncio.to_thread(self.store.close)
 
     def _services(self) -> list[tuple[str, Register]]:
         detectors = DetectorServicer(self.roster, self.maintenance)
-        pruning = PruningServicer(self.roster, self.maintenance)
+        pruning = PruningServicer(self.roster, self.maintenance, self.operations)
         operations = OperationsServicer(self.operations, self.maintenance)
+        feedback = FeedbackServicer(self.roster)
         return [
             scoring_service(self.host, self.metrics),
             (
@@ -105,6 +124,10 @@ class Hub:
             (
                 "prunewatch.v1.PruningService",
                 lambda server: pruning_pb2_grpc.add_PruningServiceServicer_to_server(pruning, server),
+            ),
+            (
+                "prunewatch.v1.FeedbackService",
+                lambda server: feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(feedback, server),
             ),
             (
                 "google.longrunning.Operations",
@@ -121,13 +144,25 @@ class Hub:
             except Exception:
                 logger.exception("histories could not be written; it will be tried again")
 
+    async def _tidy(self) -> None:
+        while True:
+            await asyncio.sleep(TIDY_SECONDS)
+            busy = [hosted.name for hosted in self.host if self.maintenance.is_busy(hosted.name)]
+            tidying = asyncio.create_task(asyncio.to_thread(self.store.tidy, busy))
+            try:
+                await asyncio.shield(tidying)
+            except Exception:
+                logger.exception("the store could not be tidied; it will be tried again")
+            finally:
+                await asyncio.wait({tidying})  # never while the store is being closed
 
-def run(settings: Settings) -> None:
-    """Runs a hub until SIGTERM or SIGINT."""
+
+def run(settings: Settings, trainer: Sequence[str] = COMMAND) -> None:
+    """Runs a hub until SIGTERM or SIGINT; `trainer` is the command that starts its trainer."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     async def live() -> None:
-        hub = Hub(settings)
+        hub = Hub(settings, trainer=trainer)
         await until_asked_to_stop(hub.start, hub.stop)
 
     with contextlib.suppress(KeyboardInterrupt):

@@ -6,21 +6,44 @@ transaction, so whoever reads sees one whole published version.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, delete, select, update
 
 from detectors.errors import AlreadyExistsError, ConflictError, NotFoundError, PreconditionError
-from server import rows, schema
+from detectors.failpoints import failpoint
+from server import adoptions, etags, retention, rows, schema
 from server.config import check_detector_name
 from server.journal import Journal
-from server.records import BundleRow, DetectorRow, DetectorState, Measurement, Serving, VersionRow
+from server.records import (
+    AdoptionRow,
+    BundleRow,
+    DetectorFacts,
+    DetectorRow,
+    DetectorState,
+    Ended,
+    Measurement,
+    Serving,
+    VersionRow,
+)
+
+
+def _nobody(_name: str) -> None:
+    """Is told nothing."""
 
 
 class Catalog(Journal):
     """The one place that says what exists; `Journal` (what happened) lies in the same database."""
+
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
+        super().__init__(path, clock=clock)
+        self.changed: Callable[[str], None] = _nobody
+        """Told of a detector whenever it, its versions or what serves has changed, once that is durable."""
 
     # detectors
 
@@ -34,7 +57,9 @@ class Catalog(Journal):
         with self._writing() as connection:
             if rows.find_detector(connection, name) is not None:
                 raise AlreadyExistsError(f"there is a detector {name!r} already.", field="name")
-            return self._add_detector(connection, name, config, features)
+            row = self._add_detector(connection, name, config, features)
+        self.changed(name)
+        return row
 
     def _add_detector(
         self, connection: Connection, name: str, config: Mapping[str, Any], features: list[str] | None
@@ -56,10 +81,14 @@ class Catalog(Journal):
         with self._reading() as connection:
             return [DetectorRow(**row) for row in connection.execute(query).mappings()]
 
-    def delete_detector(self, name: str) -> list[str]:
-        """Forgets a detector with all that is known of it; returns the hashes of its bundles, now unnamed."""
-        with self._writing() as connection:
-            rows.require_detector(connection, name)
+    def delete_detector(self, name: str, *, etag: str = "") -> list[str]:
+        """Forgets a detector with all that is known of it; returns the hashes of its bundles, now unnamed.
+
+        Raises:
+            NotFoundError: there is no such detector.
+            ConflictError: it is not the one of `etag` any more.
+        """
+        with self._changing(name, etag) as connection:
             query = select(schema.bundles.c.hash).where(schema.bundles.c.detector == name)
             hashes = list(connection.execute(query).scalars())
             for table in (schema.serving, schema.version_bundles, schema.versions):
@@ -79,9 +108,17 @@ class Catalog(Journal):
         """Replaces a detector's configuration; it takes effect when it is next read."""
         self._change_detector(name, config=dict(config))
 
-    def _change_detector(self, name: str, **values: Any) -> None:
-        with self._writing() as connection:
-            rows.require_detector(connection, name)
+    def set_frozen(self, name: str, *, frozen: bool, etag: str = "") -> None:
+        """Stops fits and cycles from beginning by themselves, or lets them again.
+
+        Raises:
+            NotFoundError: there is no such detector.
+            ConflictError: it is not the one of `etag` any more.
+        """
+        self._change_detector(name, etag, frozen=frozen)
+
+    def _change_detector(self, name: str, etag: str = "", **values: Any) -> None:
+        with self._changing(name, etag) as connection:
             connection.execute(update(schema.detectors).where(schema.detectors.c.name == name).values(**values))
 
     # versions
@@ -101,8 +138,8 @@ class Catalog(Journal):
         adopt: Collection[str] = (),
         features: list[str] | None = None,
         config: Mapping[str, Any] | None = None,
-        cycle: int | None = None,
-        result: Mapping[str, Any] | None = None,
+        ended: Iterable[Ended] = (),
+        probation: Collection[str] = (),
     ) -> None:
         """Makes a version exist and, in the same transaction, serve on the device classes in `adopt`.
 
@@ -115,8 +152,8 @@ class Catalog(Journal):
             adopt: Device classes of `version.bundles`.
             features: Columns of the detector, if this fixes them.
             config: The detector's from now on; with it a detector that does not exist is added.
-            cycle: That made the version: it ends as `adopted`.
-            result: Of the cycle, as the book keeps it.
+            ended: Cycles that made the version, or tried to.
+            probation: Device classes on which it has to prove itself first.
 
         Raises:
             NotFoundError: there is no such detector, and no `config`.
@@ -124,6 +161,7 @@ class Catalog(Journal):
             PreconditionError: a class in `adopt` is pinned.
         """
         name = version.detector
+        failpoint("publish.begun")
         with self._writing() as connection:
             if config is not None and rows.find_detector(connection, name) is None:
                 self._add_detector(connection, name, config, features)
@@ -138,18 +176,8 @@ class Catalog(Journal):
                 connection.execute(row.values(detector=name, **asdict(fact)))
             for measurement in measurements:
                 self._record(connection, measurement)
-            fields = {key: value for key, value in asdict(version).items() if key != "bundles"}
-            connection.execute(schema.versions.insert().values(fields))
-            for device_class, bundle_hash in version.bundles.items():
-                row = schema.version_bundles.insert()
-                connection.execute(
-                    row.values(
-                        detector=name,
-                        version=version.version,
-                        device_class=device_class,
-                        bundle_hash=bundle_hash,
-                    )
-                )
+            rows.insert_version(connection, version)
+            before = {it.device_class: it.version for it in rows.list_serving(connection, name)}
             for device_class in adopt:
                 rows.adopt(connection, name, device_class, version.version)
             ready: dict[str, Any] = {"state": "ready", "problem": ""}
@@ -157,21 +185,61 @@ class Catalog(Journal):
                 ready["features"] = features
             if config is not None:
                 ready["config"] = dict(config)
-            if cycle is not None:
-                self._end(connection, cycle, "adopted", str((result or {}).get("reason", "")), result)
+            for it in ended:
+                self._end(connection, it.cycle, it.outcome, it.reason, it.result)
+                if it.device_class in adopt:
+                    previous = before.get(it.device_class)
+                    on_probation = previous is not None and it.device_class in probation
+                    adoptions.add(
+                        connection,
+                        name,
+                        it.device_class,
+                        version.version,
+                        previous,
+                        cycle=it.cycle,
+                        state="probation" if on_probation else "kept",
+                        now=self.clock(),
+                    )
             connection.execute(update(schema.detectors).where(schema.detectors.c.name == name).values(**ready))
+            failpoint("publish.before_commit")
+        failpoint("publish.committed")
+        self.changed(name)
 
     def versions(self, name: str) -> list[VersionRow]:
         """All versions of a detector, oldest first."""
         with self._reading() as connection:
             rows.require_detector(connection, name)
-            bundles: dict[int, dict[str, str]] = {}
-            table = schema.version_bundles
-            for row in connection.execute(select(table).where(table.c.detector == name).order_by(table.c.device_class)):
-                bundles.setdefault(row.version, {})[row.device_class] = row.bundle_hash
-            query = select(schema.versions).where(schema.versions.c.detector == name)
-            found = connection.execute(query.order_by(schema.versions.c.version)).mappings()
-            return [VersionRow(**row, bundles=bundles.get(row["version"], {})) for row in found]
+            return rows.list_versions(connection, name)
+
+    def facts(self, name: str) -> DetectorFacts:
+        """A detector with its versions and what serves, all of the same moment; NotFoundError if there is none."""
+        with self._reading() as connection:
+            return rows.facts(connection, name)
+
+    def insert(self, facts: DetectorFacts) -> None:
+        """Adds a detector with its versions and what serves as they were; for catalogs that are rebuilt."""
+        with self._writing() as connection:
+            rows.insert_facts(connection, facts)
+        self.changed(facts.detector.name)
+
+    def named_bundles(self) -> set[str]:
+        """Hashes of all bundles that there are."""
+        with self._reading() as connection:
+            return set(connection.execute(select(schema.bundles.c.hash)).scalars())
+
+    def let_versions_go(self, name: str, keep: int) -> list[str]:
+        """Forgets versions that nothing needs but for the newest `keep`; see `server.retention`.
+
+        Returns:
+            Hashes of bundles that no version names any more.
+        """
+        with self._changing(name) as connection:
+            return retention.let_versions_go(connection, name, keep)
+
+    def bound_book(self) -> None:
+        """Lets old cycles, adoptions and operations go."""
+        with self._writing() as connection:
+            retention.bound_book(connection, self.clock())
 
     def bundle(self, bundle_hash: str) -> BundleRow:
         """What is known of a bundle; NotFoundError if the catalog names no such one."""
@@ -194,8 +262,7 @@ class Catalog(Journal):
         """What serves on each device class of a detector."""
         with self._reading() as connection:
             rows.require_detector(connection, name)
-            query = rows.SERVING.where(schema.serving.c.detector == name).order_by(schema.serving.c.device_class)
-            return [Serving(**row) for row in connection.execute(query).mappings()]
+            return rows.list_serving(connection, name)
 
     def adopt(self, name: str, device_class: str, version: int, *, expected_version: int | None = None) -> Serving:
         """Makes a published version serve on a device class.
@@ -205,20 +272,20 @@ class Catalog(Journal):
             PreconditionError: what serves is pinned.
             ConflictError: not `expected_version` serves any more.
         """
-        with self._writing() as connection:
-            rows.require_detector(connection, name)
+        with self._changing(name) as connection:
             return rows.adopt(connection, name, device_class, version, expected_version)
 
-    def rollback(self, name: str, device_class: str, to: int | None = None) -> Serving:
+    def rollback(self, name: str, device_class: str, to: int | None = None, *, etag: str = "") -> Serving:
         """Makes an earlier version serve again: `to`, or the one that served before.
 
-        Rolling back twice without `to` comes back to where it started.
+        Rolling back twice without `to` comes back to where it started. What was on probation is not any more.
 
         Raises:
             NotFoundError: no such version, or it has no bundle for this class.
             PreconditionError: nothing served before, or what serves is pinned.
+            ConflictError: the detector is not the one of `etag` any more.
         """
-        with self._writing() as connection:
+        with self._changing(name, etag) as connection:
             now = rows.require_serving(connection, name, device_class)
             target = now.previous_version if to is None else to
             if target is None:
@@ -226,23 +293,58 @@ class Catalog(Journal):
                     f"version {now.version} is the first that serves on {device_class!r}; nothing served before it.",
                     field="to",
                 )
-            return rows.adopt(connection, name, device_class, target)
+            serving = rows.adopt(connection, name, device_class, target)
+            if target < now.version:
+                adoptions.end_by_hand(connection, name, device_class, now.version, self.clock())
+            return serving
 
-    def pin(self, name: str, device_class: str, version: int | None = None) -> Serving:
+    # what became of what was adopted
+
+    def adoptions(self, name: str) -> list[AdoptionRow]:
+        """The last versions of a detector that cycles made serve, newest first."""
+        with self._reading() as connection:
+            return adoptions.newest(connection, name)
+
+    def keep_adopted(self, adoption: AdoptionRow, reason: str = "") -> bool:
+        """Ends a probation well; False where somebody has rolled it back before."""
+        with self._writing() as connection:
+            return adoptions.end(connection, adoption.id, "kept", reason, self.clock())
+
+    def take_back(self, adoption: AdoptionRow, reason: str) -> Serving:
+        """Ends a probation badly: in the same transaction the version before serves again.
+
+        Raises:
+            ConflictError: another version serves already.
+            PreconditionError: what serves is pinned, or nothing served before.
+        """
+        name, device_class = adoption.detector, adoption.device_class
+        with self._changing(name) as connection:
+            now = rows.require_serving(connection, name, device_class)
+            if now.version != adoption.version:
+                raise ConflictError(f"version {now.version} serves already.", field="version")
+            if adoption.previous_version is None:
+                raise PreconditionError("nothing served before.", field="version")
+            adoptions.end(connection, adoption.id, "rolled_back", reason, self.clock())
+            return rows.adopt(connection, name, device_class, adoption.previous_version)
+
+    def pin(self, name: str, device_class: str, version: int | None = None, *, etag: str = "") -> Serving:
         """Keeps a version (default: what serves) serving until `unpin`; adopts it first if need be.
 
         Raises:
             NotFoundError: no such version, or it has no bundle for this class.
             PreconditionError: nothing serves yet, or another version is pinned.
+            ConflictError: the detector is not the one of `etag` any more.
         """
-        return self._set_pinned(name, device_class, pinned=True, version=version)
+        return self._set_pinned(name, device_class, etag, pinned=True, version=version)
 
-    def unpin(self, name: str, device_class: str) -> Serving:
-        """Lets new versions be adopted again."""
-        return self._set_pinned(name, device_class, pinned=False)
+    def unpin(self, name: str, device_class: str, *, etag: str = "") -> Serving:
+        """Lets new versions be adopted again; ConflictError if the detector is not the one of `etag` any more."""
+        return self._set_pinned(name, device_class, etag, pinned=False)
 
-    def _set_pinned(self, name: str, device_class: str, *, pinned: bool, version: int | None = None) -> Serving:
-        with self._writing() as connection:
+    def _set_pinned(
+        self, name: str, device_class: str, etag: str, *, pinned: bool, version: int | None = None
+    ) -> Serving:
+        with self._changing(name, etag) as connection:
             now = rows.require_serving(connection, name, device_class)
             if version is not None and version != now.version:
                 rows.adopt(connection, name, device_class, version)
@@ -253,6 +355,16 @@ class Catalog(Journal):
                 .values(pinned=pinned)
             )
             return rows.require_serving(connection, name, device_class)
+
+    @contextmanager
+    def _changing(self, name: str, etag: str = "") -> Iterator[Connection]:
+        """A transaction that changes a detector, which must exist and be as `etag` says."""
+        with self._writing() as connection:
+            etags.require(connection, name, etag)
+            yield connection
+            failpoint("change.before_commit")
+        failpoint("change.committed")
+        self.changed(name)
 
     def _end_interrupted(self, connection: Connection) -> None:
         super()._end_interrupted(connection)

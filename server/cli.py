@@ -13,7 +13,11 @@ from rich.text import Text
 
 from detectors.errors import PrunewatchError
 from server.commands.anomalies import anomalies
+from server.commands.backup import backup, restore
+from server.commands.cycles import cycles
+from server.commands.doctor import doctor
 from server.commands.edge import edge, export
+from server.commands.feedback import feedback, maintenance
 from server.commands.fit import fit
 from server.commands.frontier import frontier
 from server.commands.healthcheck import healthcheck
@@ -22,8 +26,9 @@ from server.commands.prune import prune
 from server.commands.report import report
 from server.commands.score import score
 from server.commands.serve import demo, serve, validate
-from server.commands.serving import delete, pin, rollback, unpin
+from server.commands.serving import delete, freeze, pin, rollback, unfreeze, unpin
 from server.commands.show import show
+from server.commands.simulate import simulate
 from server.commands.tune import tune
 
 ERROR = 2
@@ -31,9 +36,9 @@ ERROR = 2
 INTERRUPTED = 130
 
 PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
-    "Detect": (fit, tune, score, plot, anomalies, show),
-    "Shrink": (prune, frontier, report, rollback, pin, unpin, delete),
-    "Run": (serve, validate, healthcheck, edge, export, demo),
+    "Detect": (fit, tune, score, plot, anomalies, feedback, maintenance, show),
+    "Shrink": (prune, frontier, cycles, simulate, report, rollback, pin, unpin, freeze, unfreeze, delete),
+    "Run": (serve, validate, doctor, backup, restore, healthcheck, edge, export, demo),
 }
 
 app = typer.Typer(

@@ -15,13 +15,14 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
 from detectors.bundle import NAME_PATTERN
 from detectors.errors import InvalidInputError, NotFoundError
 from server.complaints import as_input_error, nearest
-from server.quantities import Bytes, Seconds, parse_duration
+from server.loop_settings import ParentGate, Probation, Schedule, Section, Triggers, VersionRetention
+from server.quantities import Bytes, Seconds
 
 HUB = "hub"
 """The device class of the hub itself."""
@@ -94,12 +95,8 @@ def _checked_address(address: str) -> str:
 Address = Annotated[str, AfterValidator(_checked_address)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Budget(_Section):
-    """What a step may cost on a device class. Nothing set: no budget, and no cycle becomes due for it."""
+class Budget(Section):
+    """What a step may cost on a device class. Nothing set: no budget, and nothing is pruned for it by itself."""
 
     p99: Seconds | None = None
     """99th percentile of the time of one step of `batch` points."""
@@ -132,44 +129,7 @@ DeviceClass = Budget
 """A device class is known by what its devices can afford."""
 
 
-class Every(_Section):
-    """How often: by the clock (`7d`) or by points seen (`50000 points`); exactly one is set."""
-
-    seconds: float | None = None
-    points: int | None = None
-
-    @model_validator(mode="after")
-    def _one_is_set(self) -> Self:
-        if (self.seconds is None) == (self.points is None):
-            raise ValueError("write a duration like 7d or a number of points like `50000 points`")
-        return self
-
-    def __str__(self) -> str:
-        return f"{self.points} points" if self.points else f"{self.seconds}s"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_text(cls, value: Any) -> Any:
-        if isinstance(value, str) and (match := re.fullmatch(r"\s*([1-9][\d_]*)\s*points?\s*", value)):
-            return {"points": int(match[1])}
-        if isinstance(value, str | int | float):
-            try:
-                return {"seconds": parse_duration(value)}
-            except ValueError as error:
-                raise ValueError(f"{error}, or a number of points like `50000 points`") from None
-        return value
-
-
-class Schedule(_Section):
-    """When cycles become due by themselves; None: only when somebody asks."""
-
-    refit_every: Every | None = None
-    """Fit a new parent on the recent points of the history."""
-    prune_every: Every | None = None
-    """Update, prune and fine-tune the served detector."""
-
-
-class Gate(_Section):
+class Gate(Section):
     """What a candidate must reach on held-out recent points to be adopted."""
 
     error_ratio: float = Field(default=1.5, gt=0)
@@ -180,9 +140,11 @@ class Gate(_Section):
     """Rank correlation of their scores over the tenth of the points that the parent scores highest."""
     injected_drop: float = Field(default=0.02, ge=0, le=1)
     """How much less average precision on injected anomalies is allowed."""
+    labelled_recall: float = Field(default=0.9, ge=0, le=1)
+    """Of the labelled anomalies that the parent finds, the child finds at least this part."""
 
 
-class ErrorSettings(_Section):
+class ErrorSettings(Section):
     """How what the network got wrong becomes one error. Takes effect with the next fit."""
 
     half_life: float = Field(default=5.0, ge=0, le=10_000)
@@ -191,11 +153,15 @@ class ErrorSettings(_Section):
     """Over the features: the mean of all, or of the worst quarter (eight at least)."""
 
 
-class Retention(_Section):
-    """How many points are kept for training; the oldest go first."""
+class Retention(Section):
+    """How many points are kept for training; the oldest go first, but never the newest file of them."""
 
     max_rows: int = Field(default=200_000, ge=1)
     max_bytes: Bytes = 256 << 20
+    max_age: Seconds | None = None
+    """Since they arrived, whatever their stamps; None: they do not age."""
+    reservoir_rows: int = Field(default=20_000, ge=0)
+    """Of stretches of points that went, an even sample of all times, kept beside for good; 0: none."""
     max_anomalies: int = Field(default=10_000, ge=0)
     """Anomalies kept for `ListAnomalies`; the oldest go first."""
 
@@ -213,12 +179,12 @@ NetworkKind = Literal[
 """What `detectors.training.networks.KINDS` offers, without importing torch."""
 
 
-class DetectorConfig(_Section):
+class DetectorConfig(Section):
     """How one detector learns, alarms and is kept inside its budgets."""
 
     network: NetworkKind = "lstm"
     """What learns: see `docs/networks.md`."""
-    options: dict[str, int | float | str | bool] = {}
+    options: dict[str, int | float | str | bool] = Field(default={})
     """Sizes of the parent that differ from the network's defaults (`window`, `layers`, ...)."""
     features: list[FeatureName] | None = Field(default=None, min_length=1, max_length=4096)
     """Column names in order; None: whatever the first points bring."""
@@ -235,7 +201,11 @@ class DetectorConfig(_Section):
     """Part of the points of a fit that may be anomalies: the worst are neither learned from nor called normal."""
     error: ErrorSettings = ErrorSettings()
     schedule: Schedule = Schedule()
+    triggers: Triggers = Triggers()
     gate: Gate = Gate()
+    parent_gate: ParentGate = ParentGate()
+    probation: Probation = Probation()
+    versions: VersionRetention = VersionRetention()
     time: Literal["stamp", "index"] = "stamp"
     """Stamps are nanoseconds since the epoch, or row numbers."""
     duplicate: Literal["reject", "score"] = "reject"
@@ -295,6 +265,10 @@ class Settings(BaseSettings):
     """Largest gRPC message."""
     drain_seconds: Seconds = 10.0
     """How long calls may take to end after SIGTERM."""
+    trainers: int = Field(default=1, ge=1, le=64)
+    """Fits and cycles that may run at once, never two of one detector. Each keeps a core busy."""
+    trainer_memory: Bytes | None = Field(default=None, ge=64 << 20)
+    """Data that one of them may hold; None: no limit. One that needs more fails, and nothing else does."""
     history_flush_seconds: Seconds = 5.0
     """How often points seen are made durable; a crash loses at most so much history."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from server.catalog import Catalog
 from server.config import load_detector_config
+from server.etags import etag_of
 from server.store import Store
 
 
@@ -31,6 +32,8 @@ def describe(store: Store, name: str) -> dict[str, Any]:
         "threshold": config.threshold,
         "history_points": store.history(name).rows if row.features else 0,
         "served": [{key: value for key, value in asdict(serving).items() if key != "detector"} for serving in served],
+        "frozen": row.frozen,
+        "etag": etag_of(row, served),
         "versions": [
             {
                 "version": version.version,

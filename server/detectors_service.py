@@ -59,7 +59,7 @@ class DetectorServicer(DetectorServiceServicer):
         """Forgets a detector."""
         name = detector_id(request.name)
         self._maintenance.require_idle(name)
-        await self._roster.delete(name)
+        await self._roster.delete(name, etag=request.etag)
         self._maintenance.forget(name)
         return empty_pb2.Empty()
 
@@ -129,13 +129,13 @@ class DetectorServicer(DetectorServiceServicer):
     async def PinVersion(self, request: pb.PinVersionRequest, context: Context) -> pb.Detector:
         """Keeps a device class on what it serves."""
         name = detector_id(request.name)
-        await self._roster.pin(name, request.device_class or HUB, pinned=True)
+        await self._roster.pin(name, request.device_class or HUB, pinned=True, etag=request.etag)
         return await self._detector(name)
 
     async def UnpinVersion(self, request: pb.UnpinVersionRequest, context: Context) -> pb.Detector:
         """Lets a device class adopt again."""
         name = detector_id(request.name)
-        await self._roster.pin(name, request.device_class or HUB, pinned=False)
+        await self._roster.pin(name, request.device_class or HUB, pinned=False, etag=request.etag)
         return await self._detector(name)
 
     async def RollBack(self, request: pb.RollBackRequest, context: Context) -> pb.Detector:
@@ -143,7 +143,20 @@ class DetectorServicer(DetectorServiceServicer):
         name = detector_id(request.name)
         if request.version < 0:
             raise InvalidInputError(f"{request.version} is no version.", field="version", hint="Leave it out.")
-        await self._roster.roll_back(name, request.device_class or HUB, request.version or None)
+        target = request.version or None
+        await self._roster.roll_back(name, request.device_class or HUB, target, etag=request.etag)
+        return await self._detector(name)
+
+    async def FreezeDetector(self, request: pb.FreezeDetectorRequest, context: Context) -> pb.Detector:
+        """Stops what would begin by itself."""
+        name = detector_id(request.name)
+        await self._roster.freeze(name, frozen=True, etag=request.etag)
+        return await self._detector(name)
+
+    async def UnfreezeDetector(self, request: pb.UnfreezeDetectorRequest, context: Context) -> pb.Detector:
+        """Lets it begin by itself again."""
+        name = detector_id(request.name)
+        await self._roster.freeze(name, frozen=False, etag=request.etag)
         return await self._detector(name)
 
     async def _detector(self, name: str) -> pb.Detector:

@@ -24,11 +24,12 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from detectors.bundle import MAX_FILE_BYTES, FileEntry, digest, fsync_folder, write_durably
-from detectors.errors import PrunewatchError, disk_full
+from detectors.errors import CorruptBundleError, PrunewatchError, disk_full
+from detectors.failpoints import failpoint
 from pruning.frontier_facts import FrontierFacts
 from pruning.machine import machine
+from server.layout import FRONTIERS
 
-FRONTIERS = "frontiers"
 FACTS = "frontier.json"
 SCHEMA_VERSION = 1
 READS = 3  # a frontier that another one replaced while it was read is looked for again
@@ -125,7 +126,9 @@ def write_frontier(
             write_durably(own / _weights_name(i), each)
         write_durably(own / FACTS, told)
         fsync_folder(own)
+        failpoint("frontier.written")
         (own / FACTS).replace(folder / FACTS)
+        failpoint("frontier.renamed")
         fsync_folder(folder)
     except OSError as error:
         shutil.rmtree(own, ignore_errors=True)
@@ -171,6 +174,14 @@ def read_frontier(store: Path, parent: str, batch: int) -> StoredFrontier | None
         logger.warning("the frontier in %s was measured on another machine or runtime and is not used", folder)
         return None
     return StoredFrontier(facts, tuple(weights), content.created_seconds)
+
+
+def require_sound(folder: Path) -> None:
+    """Reads and verifies a frontier wherever it was measured; CorruptBundleError if it is damaged."""
+    try:
+        _read_files(folder)
+    except (OSError, ValueError, TypeError, RecursionError, ValidationError) as error:
+        raise CorruptBundleError(f"the frontier is damaged ({type(error).__name__}).", field=str(folder)) from error
 
 
 def delete_frontiers(store: Path, parent: str) -> None:

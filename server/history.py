@@ -3,60 +3,32 @@
 A segment is written beside its place, made durable and renamed, so it is there whole or not at all. Its name says which
 flushes it holds: `<first>-<last>-<rows>.parquet`. Small segments are merged as new ones arrive (a merged segment covers
 the numbers of those it replaces), so that a week of flushes every few seconds is a handful of files; what has been
-replaced stays readable for a while, because the trainer may have been told its path.
-
-Columns: `series` (dictionary), `stamp` int64, `value.<feature>` float32, `score` float32 (NaN: none), `flagged` bool.
+replaced stays readable for a while, because the trainer may have been told its path. Of what the retention lets go some
+stretches go into the reservoir, for good.
 """
 
 from __future__ import annotations
 
-import os
+import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from detectors.bundle import fsync_folder
-from detectors.errors import PreconditionError
+from detectors.errors import PreconditionError, PrunewatchError
+from server.reservoir import Reservoir
+from server.segments import PARTIAL, Arrival, Segment, arrival_of, read_segment, schema_of, write_segment
+from server.spans import Spans
 
 IMPORT_SERIES = "import"
 """The series of points that came from a file."""
 SEGMENT_ROWS = 65_536  # segments of so many rows are not merged any further
 KEEP_REPLACED_SECONDS = 900.0
-VALUE_PREFIX = "value."
-PARTIAL = ".partial"
-
-
-@dataclass(frozen=True, order=True)
-class Segment:
-    """One file of a history: flushes `first` to `last`."""
-
-    first: int
-    last: int
-    rows: int
-
-    @property
-    def file_name(self) -> str:
-        """Its name; sorts by age."""
-        return f"{self.first:010d}-{self.last:010d}-{self.rows}.parquet"
-
-    @classmethod
-    def named(cls, path: Path) -> Self | None:
-        """The segment that a file is; None for anything else."""
-        parts = path.stem.split("-")
-        if path.suffix != ".parquet" or len(parts) != 3 or not all(part.isdecimal() for part in parts):
-            return None
-        return cls(*map(int, parts))
-
-    def covers(self, other: Segment) -> bool:
-        """Whether it holds everything that `other` holds."""
-        return self != other and self.first <= other.first and other.last <= self.last
+AGE_STEPS = 8  # segments span at most this part of `max_age`, so that points go about when they should
+logger = logging.getLogger(__name__)
 
 
 class History:
@@ -67,7 +39,13 @@ class History:
         features: Column names of the values.
         max_rows: Oldest segments go while more points are kept, but never the newest one.
         max_bytes: The same for bytes.
+        max_age: Segments go when all of their points arrived more than so many seconds ago, as new ones arrive; but
+            never the newest one. None: at any age.
+        reservoir_rows: Points of old stretches kept beside; 0: none.
         clock: Seconds, for how long replaced segments stay.
+        now: Seconds since the epoch, for the age of points.
+        rng: Which stretches go into the reservoir.
+        labelled: Says which points are labelled anomalies; those stay in the reservoir, as far as there is room.
     """
 
     def __init__(
@@ -77,21 +55,33 @@ class History:
         *,
         max_rows: int = 200_000,
         max_bytes: int = 256 << 20,
+        max_age: float | None = None,
+        reservoir_rows: int = 0,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+        rng: np.random.Generator | None = None,
+        labelled: Callable[[], Spans] = Spans,
     ) -> None:
         self.folder = folder
         self.features = list(features)
         self.max_rows = max_rows
         self.max_bytes = max_bytes
+        self.max_age = max_age
         self._clock = clock
+        self._now = now
         self._schema = schema_of(self.features)
         self._waiting: list[pa.RecordBatch] = []
+        self._waiting_since = 0.0
         self._replaced: list[tuple[float, Path]] = []
+        self._arrivals: dict[Segment, Arrival] = {}
+        self._reservoir = Reservoir.recovered(
+            folder, self._schema, reservoir_rows, rng or np.random.default_rng(), labelled
+        )
         self._segments = self._recover()
 
     @property
     def rows(self) -> int:
-        """Points kept, flushed or not."""
+        """Points kept, flushed or not; without those of the reservoir."""
         return sum(segment.rows for segment in self._segments) + sum(int(batch.num_rows) for batch in self._waiting)
 
     @property
@@ -100,8 +90,12 @@ class History:
         return sum(path.stat().st_size for path in self.paths())
 
     def paths(self) -> list[Path]:
-        """The segments that make up the history now, oldest first. They stay readable for 15 minutes at least."""
-        return [self.folder / segment.file_name for segment in self._segments]
+        """The files that make up the history now, oldest first. They stay readable for 15 minutes at least."""
+        reservoir = self._reservoir.path
+        return [*([reservoir] if reservoir else ()), *map(self._path, self._segments)]
+
+    def _path(self, segment: Segment) -> Path:
+        return self.folder / segment.file_name
 
     def append(
         self,
@@ -120,6 +114,8 @@ class History:
             scores: [N]; NaN where there is none.
             flagged: [N]; whether the point was called an anomaly.
         """
+        if not self._waiting:
+            self._waiting_since = self._now()
         self._waiting.append(self._batch(series, stamps, values, scores, flagged))
 
     def flush(self) -> Path | None:
@@ -130,8 +126,9 @@ class History:
         self._remove_replaced()
         if not self._waiting:
             return None
-        path = self._seal(pa.Table.from_batches(self._waiting, self._schema), merge=True)
+        path = self._seal(pa.Table.from_batches(self._waiting, self._schema), self._waiting_since, merge=True)
         self._waiting.clear()
+        self._retain()
         return path
 
     def add_points(self, stamps: NDArray[np.int64], values: NDArray[np.float32]) -> Path:
@@ -140,7 +137,9 @@ class History:
         n = len(stamps)
         unscored, unflagged = np.full(n, np.nan, np.float32), np.zeros(n, np.bool_)
         batch = self._batch([IMPORT_SERIES] * n, stamps, values, unscored, unflagged)
-        return self._seal(pa.Table.from_batches([batch], self._schema), merge=False)
+        path = self._seal(pa.Table.from_batches([batch], self._schema), self._now(), merge=False)
+        self._retain()
+        return path
 
     def _batch(
         self,
@@ -159,57 +158,80 @@ class History:
         ]
         return pa.record_batch(columns, schema=self._schema)
 
-    def _seal(self, table: pa.Table, *, merge: bool) -> Path:
-        """Writes points as a segment, together with older segments that are not much longer."""
-        number = self._segments[-1].last + 1 if self._segments else 1
+    def _seal(self, table: pa.Table, since: float, *, merge: bool) -> Path:
+        """Writes points that came since then as a segment, together with older segments that are not much longer."""
+        number = max(self._segments[-1].last if self._segments else 0, self._reservoir.seen) + 1
         segment = Segment(number, number, table.num_rows)
+        arrival = Arrival(since, self._now())
         kept = len(self._segments)
-        # A factor of two between neighbours: every point is rewritten O(log n) times.
-        while merge and kept and self._segments[kept - 1].rows <= min(2 * segment.rows, SEGMENT_ROWS - segment.rows):
+        while merge and kept and self._merges(self._segments[kept - 1], segment, arrival):
             older = self._segments[kept - 1]
             try:
-                table = pa.concat_tables([read_segment(self.folder / older.file_name, self._schema), table])
+                table = pa.concat_tables([read_segment(self._path(older), self._schema), table])
             except PreconditionError:  # damaged: whoever reads it is told, new points must not suffer
                 break
             kept -= 1
             segment = Segment(older.first, segment.last, older.rows + segment.rows)
-        path = self._write(segment, table)
+            arrival = Arrival(min(self._arrival(older).first, arrival.first), arrival.last)
+        write_segment(self._path(segment), table, arrival)
         self._drop(self._segments[kept:])
         self._segments.append(segment)
-        self._retain()
-        return path
+        self._arrivals[segment] = arrival
+        return self._path(segment)
 
-    def _write(self, segment: Segment, table: pa.Table) -> Path:
-        if not self.folder.is_dir():
-            self.folder.mkdir(parents=True)
-            fsync_folder(self.folder.parent)
-        path = self.folder / segment.file_name
-        partial = path.with_suffix(PARTIAL)
-        try:
-            with partial.open("wb") as file:
-                pq.write_table(table.unify_dictionaries(), file, compression="zstd")
-                file.flush()
-                os.fsync(file.fileno())
-            partial.rename(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)  # a full disk needs the room
-            raise
-        fsync_folder(self.folder)
-        return path
+    def _merges(self, older: Segment, segment: Segment, arrival: Arrival) -> bool:
+        # A factor of two between neighbours: every point is rewritten O(log n) times.
+        if older.rows > min(2 * segment.rows, SEGMENT_ROWS - segment.rows):
+            return False
+        return self.max_age is None or arrival.last - self._arrival(older).first <= self.max_age / AGE_STEPS
+
+    def _arrival(self, segment: Segment) -> Arrival:
+        if segment not in self._arrivals:
+            self._arrivals[segment] = arrival_of(self._path(segment))
+        return self._arrivals[segment]
 
     def _retain(self) -> None:
         """Lets the oldest segments go."""
-        sizes = [path.stat().st_size for path in self.paths()]
+        sizes = [self._path(segment).stat().st_size for segment in self._segments]
         rows, size, oldest = sum(segment.rows for segment in self._segments), sum(sizes), 0
-        while oldest < len(sizes) - 1 and (rows > self.max_rows or size > self.max_bytes):
+        while oldest < len(sizes) - 1 and (
+            rows > self.max_rows or size > self.max_bytes or self._is_too_old(self._segments[oldest])
+        ):
             rows, size = rows - self._segments[oldest].rows, size - sizes[oldest]
             oldest += 1
-        self._drop(self._segments[:oldest])
+        if oldest:
+            self._let_go(self._segments[:oldest])
+
+    def _is_too_old(self, segment: Segment) -> bool:
+        return self.max_age is not None and self._now() - self._arrival(segment).last > self.max_age
+
+    def _let_go(self, segments: Sequence[Segment]) -> None:
+        """Drops the oldest segments, but for some of their stretches."""
+        if self._reservoir.max_rows:
+            arrival = Arrival(self._arrival(segments[0]).first, self._arrival(segments[-1]).last)
+            try:
+                replaced = self._reservoir.offer(self._readable(segments), segments[-1].last, arrival)
+            except (OSError, PrunewatchError):  # a full disk needs the room
+                logger.exception("no stretches of old points of %s could be kept", self.folder.name)
+            else:
+                self._replaced += [(self._clock(), replaced)] if replaced else []
+        self._drop(segments)
+
+    def _readable(self, segments: Sequence[Segment]) -> list[pa.Table]:
+        tables = []
+        for segment in segments:
+            try:
+                tables.append(read_segment(self._path(segment), self._schema))
+            except PreconditionError:  # damaged
+                logger.exception("points of %s are lost", self.folder.name)
+        return tables
 
     def _drop(self, segments: Sequence[Segment]) -> None:
         """Takes segments out of the history; their files stay for a while."""
         self._segments = [segment for segment in self._segments if segment not in segments]
-        self._replaced += [(self._clock(), self.folder / segment.file_name) for segment in segments]
+        self._replaced += [(self._clock(), self._path(segment)) for segment in segments]
+        for segment in segments:
+            self._arrivals.pop(segment, None)
 
     def _remove_replaced(self) -> None:
         now = self._clock()
@@ -217,38 +239,17 @@ class History:
             self._replaced.pop(0)[1].unlink(missing_ok=True)
 
     def _recover(self) -> list[Segment]:
-        """Lists the segments; removes half-written and replaced ones."""
+        """Lists the segments; removes those half-written, those replaced, and those that were let go."""
         if not self.folder.is_dir():
             return []
         for partial in self.folder.glob(f"*{PARTIAL}"):
             partial.unlink()
         found = sorted(segment for path in self.folder.iterdir() if (segment := Segment.named(path)) is not None)
-        kept = [segment for segment in found if not any(other.covers(segment) for other in found)]
-        for segment in set(found) - set(kept):
-            (self.folder / segment.file_name).unlink()
-        return kept
-
-
-def schema_of(features: Sequence[str]) -> pa.Schema:
-    """Columns of a segment."""
-    return pa.schema(
-        [
-            ("series", pa.dictionary(pa.int32(), pa.string())),
-            ("stamp", pa.int64()),
-            *((VALUE_PREFIX + name, pa.float32()) for name in features),
-            ("score", pa.float32()),
-            ("flagged", pa.bool_()),
+        kept = [
+            segment
+            for segment in found
+            if segment.last > self._reservoir.seen and not any(other.covers(segment) for other in found)
         ]
-    )
-
-
-def read_segment(path: Path, schema: pa.Schema) -> pa.Table:
-    """One segment whole; PreconditionError, naming the file, if it can not be read or has other features."""
-    try:
-        return pq.read_table(path, partitioning=None).select(schema.names).cast(schema)
-    except (OSError, pa.ArrowException, KeyError) as error:
-        raise PreconditionError(
-            "is not a readable segment with these features.",
-            field=str(path),
-            hint="Move it out of the history folder.",
-        ) from error
+        for segment in set(found) - set(kept):
+            self._path(segment).unlink()
+        return kept

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from detectors.errors import NotFoundError
 from server.anomaly_keeping import AnomalyBook, AnomalyKeeper
-from server.config import DetectorConfig
+from server.config import Budget, DetectorConfig
 from server.hosted import HostedDetector
 from server.metrics import Metrics
 from server.watchers import Watchers
@@ -22,6 +22,7 @@ class Host:
         ring_points: Raw points kept of each series.
         clock: Nanoseconds since the epoch.
         book: Keeps anomalies for good; None: they are only announced.
+        budget: What a step may cost here.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Host:
         ring_points: int = 256,
         clock: Callable[[], int] = time.time_ns,
         book: AnomalyBook | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self.metrics = metrics
         self.watchers = Watchers(metrics.watch_dropped.inc)
@@ -38,6 +40,7 @@ class Host:
         """What was found; None where nothing is kept."""
         self._ring_points = ring_points
         self._clock = clock
+        self._budget = budget
         self._detectors: dict[str, HostedDetector] = {}
 
     def __iter__(self) -> Iterator[HostedDetector]:
@@ -74,6 +77,7 @@ class Host:
             found=None if keeper is None else keeper.begin(name, limit, metrics.anomalies_dropped.inc),
             features=features,
             clock=self._clock,
+            budget=self._budget,
         )
         self._detectors[name] = hosted
         return hosted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,17 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.errors import NotFoundError, PreconditionError
+from detectors.failpoints import failpoint
 from detectors.runtime import FloatArray
 from detectors.scorer import Scored, Scorer, Served, merged
 from detectors.series import Rows
 from detectors.stamps import NO_STAMP, StampPolicy, Status
 from server.anomalies import Found, top_shares
 from server.anomaly_keeping import AnomalyBuffer
-from server.config import DetectorConfig
+from server.config import Budget, DetectorConfig
+from server.drift import Drift
 from server.keeping import HistoryBuffer, HistorySink, Kept, write
 from server.learning import LEARNING_VERSION, learning
 from server.metrics import DetectorMetrics
+from server.shadow import IDLE_SECONDS, Shadow, Verdict, compared
+from server.spans import Spans
+from server.step_times import StepTimes
 from server.tracks import Index, Track
+from server.usage import Usage
 from server.watchers import Watchers
 
 LAST_TAKEN = int(Status.NOT_DUE)
@@ -39,10 +46,11 @@ class Outcome:
     Attributes:
         scored: Status, score and contribution of each point.
         stamps: [N], also of points that came without.
-        flagged: [N]; whether the score has reached the threshold.
+        flagged: [N]; whether the score has reached the threshold, outside maintenance windows.
         version: The last version that scored.
         point_versions: [N], only when a new version took over in between.
         threshold: What scores were compared with.
+        muted: Points whose score has reached it inside a maintenance window; None where there are none.
     """
 
     scored: Scored
@@ -51,6 +59,7 @@ class Outcome:
     version: int
     point_versions: NDArray[np.int64] | None
     threshold: float
+    muted: NDArray[np.int64] | None = None
 
 
 class HostedDetector:
@@ -65,6 +74,7 @@ class HostedDetector:
         found: Keeps anomalies; None: nobody asks for them later.
         features: Column names; None until the first points bring them.
         clock: Nanoseconds since the epoch, for `max_ahead`.
+        budget: Of the hub: which steps its times are of.
     """
 
     def __init__(
@@ -78,6 +88,7 @@ class HostedDetector:
         found: AnomalyBuffer | None = None,
         features: Sequence[str] | None = None,
         clock: Callable[[], int] = time.time_ns,
+        budget: Budget | None = None,
     ) -> None:
         self.name = name
         self.config = config
@@ -85,6 +96,8 @@ class HostedDetector:
         self.metrics = metrics
         self.history: HistorySink | None = None
         """Where points go; None: they are not kept."""
+        self.windows = Spans()
+        """Maintenance windows, as they are now."""
         self.problem = ""
         """Why it can not score."""
         self.deleted = False
@@ -92,6 +105,14 @@ class HostedDetector:
         self.accepted = 0
         """Points taken since this process began."""
         self.features: tuple[str, ...] | None = tuple(features) if features is not None else None
+        self.usage = Usage()
+        """What the version that scores did with live points since it took over ..."""
+        self.before = Usage()
+        """... and what the one before it did."""
+        self.drift: Drift | None = None
+        """Looks for drift; None: nobody asked for it."""
+        self.steps = StepTimes((budget or Budget()).batch)
+        self._arrived = -math.inf
         self._ring_points = ring_points
         self._watchers = watchers
         self._found = found
@@ -209,8 +230,12 @@ class HostedDetector:
     ) -> tuple[int, Scored]:
         began = time.perf_counter()
         scored = scorer.step(slots, stamps, values, now)
-        self.metrics.step_seconds.observe(time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        self.metrics.step_seconds.observe(seconds)
         version = scorer.served.version
+        if scorer is self._scorer:
+            self.usage.time(seconds, len(stamps))
+            self.steps.add(seconds, len(stamps))
         if version == LEARNING_VERSION:
             scored.status[scored.status == Status.OK] = Status.LEARNING
         return version, scored
@@ -223,19 +248,32 @@ class HostedDetector:
 
     # afterwards
 
-    def record(self, outcome: Outcome, names: list[str], index: Index, values: FloatArray) -> None:
-        """Counts, keeps and announces the points of a LIVE request."""
+    def record(self, outcome: Outcome, names: list[str], index: Index, values: FloatArray) -> Outcome:
+        """Counts, keeps and announces the points of a LIVE request; returns it without what a window mutes."""
+        maintained = self.windows.cover(names, index, outcome.stamps) if self.windows else None
+        if maintained is not None:
+            outcome = _muted(outcome, maintained)
         scored, flagged = outcome.scored, outcome.flagged
         anomalies = int(np.count_nonzero(flagged))
         self.metrics.count(scored.status, anomalies)
         if anomalies and not self.deleted:
             self._announce(outcome, names, index)
+        due = scored.status == Status.OK
+        if maintained is not None:
+            due &= ~maintained  # neither an alarm flood nor drift
+        if np.count_nonzero(due):
+            self.usage.count(scored.score[due], self.threshold)
+        self._arrived = time.monotonic()
+        if self.drift is not None and outcome.version != LEARNING_VERSION:
+            at = slice(None) if maintained is None else ~maintained
+            self.drift.take(outcome.version, scored.score[at], flagged[at], values[at])
         taken = scored.status <= LAST_TAKEN
         self.accepted += (n := int(np.count_nonzero(taken)))
         if not n or (self.history is None and self.served is not None):
-            return
+            return outcome
         kept = Kept(names, index, outcome.stamps, values, scored.score, flagged)
         self._buffer.append(kept if n == len(taken) else kept.only(taken))
+        return outcome
 
     def _announce(self, outcome: Outcome, names: list[str], index: Index) -> None:
         """Tells listeners of the anomalies of a request, and has them kept."""
@@ -329,8 +367,26 @@ class HostedDetector:
                 await self._follow(scorer, served)
                 if not is_first:
                     self.metrics.swaps.inc()
+                    self.before = self.usage
+                self.usage = Usage()
+                self.steps.clear()
             self.features = tuple(features)
             self.problem = ""
+
+    def shadow(self, served: Served) -> Shadow | None:
+        """A version that is to follow the live points without serving; None where it can not."""
+        scorer = self._scorer
+        able = scorer is not None and self.served is not None and self._can_follow(scorer, served)
+        return Shadow(scorer, served, self.threshold) if scorer is not None and able else None
+
+    async def prove(self, served: Served) -> Verdict:
+        """Has a candidate score live points beside what serves, where there are any."""
+        scorer, settings = self._scorer, self.config.probation
+        idle = time.monotonic() - self._arrived > IDLE_SECONDS
+        if scorer is None or idle or not settings.shadow_points or self.shadow(served) is None:
+            return Verdict(0)
+        rate = self.config.false_alarm_rate
+        return await compared(scorer, served, self.threshold, settings, rate, time.monotonic)
 
     def require_able(self, served: Served) -> None:
         """Refuses a version that the live series can not go on in.
@@ -366,7 +422,9 @@ class HostedDetector:
             await asyncio.to_thread(successor.run, replay)
             successor.commit(replay)
             passes -= 1
+        failpoint("swap.replayed")
         scorer.flip(successor)
+        failpoint("swap.flipped")
 
     def _fresh(self, served: Served, *, alone: bool = False) -> Scorer:
         policy = replace(self._policy, max_ahead=None) if alone else self._policy
@@ -376,6 +434,14 @@ class HostedDetector:
             ring_points=1 if alone else self._ring_points,  # nothing will ever be replayed from it
             max_series=self.config.max_series,
         )
+
+
+def _muted(outcome: Outcome, maintained: NDArray[np.bool_]) -> Outcome:
+    """No anomalies inside a maintenance window."""
+    muted = np.flatnonzero(outcome.flagged & maintained)
+    if not len(muted):
+        return outcome
+    return replace(outcome, flagged=outcome.flagged & ~maintained, muted=muted)
 
 
 def _continued(scorer: Scorer, slots: Rows) -> NDArray[np.int64]:

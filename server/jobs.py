@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from detectors.errors import PreconditionError
+from detectors.errors import NotFoundError, PreconditionError
 from server.config import DEFAULT_BATCH, HUB, Budget, DetectorConfig, check_device_class
 from server.records import VersionRow
+from server.spans import Said
 from server.store import Store
 
 TRAINING_THREADS = 1  # networks this small gain nothing from a second one and lose much where its core is busy
@@ -25,6 +26,7 @@ def fit_job(
     batch: int = DEFAULT_BATCH,
     seed: int | None = None,
     start: str | None = None,
+    first: str | None = None,
     threads: int = TRAINING_THREADS,
 ) -> dict[str, Any]:
     """Fit a new parent on the points of `history`.
@@ -39,6 +41,7 @@ def fit_job(
         batch: Points a step when it is measured.
         seed: Instead of the configured one.
         start: Hash of the parent whose weights to begin with; None: random ones.
+        first: Hash of a parent by whose golden set the new one is judged; None: it gets a golden set of its own.
         threads: For training.
     """
     return {
@@ -49,9 +52,13 @@ def fit_job(
         "network": config.network,
         "options": {} if start else config.options,
         "start": start,
+        "first": first,
+        "parent_gate": config.parent_gate.model_dump(),
+        "threshold": config.threshold,
         "learning": {"learning_rate": config.learning_rate, "contamination": config.contamination},
         "error": {**config.error.model_dump(), "missing": config.missing},
         "max_gap": config.gap_nanoseconds,
+        **said_of(store, name).to_json(),
         "features": list(features),
         "history": [str(path) for path in history],
         "batch": batch,
@@ -104,6 +111,40 @@ def cycle_job(
         "frontier_first": frontier_first,
         "dry_run": dry_run,
         "fresh": fresh,
+    }
+
+
+def round_job(
+    store: Store,
+    name: str,
+    config: DetectorConfig,
+    budgets: Mapping[str, Budget],
+    *,
+    history: Sequence[Path],
+    threads: int = TRAINING_THREADS,
+) -> dict[str, Any]:
+    """Update the parent, and make a child of it for each device class that has a budget.
+
+    Args:
+        store: Where the bundles lie.
+        name: The detector.
+        config: Its gates and seed.
+        budgets: What a step may cost on each class; a class without a budget serves the parent.
+        history: Segments to train, calibrate and judge on, oldest first.
+        threads: For training.
+
+    Raises:
+        PreconditionError: nothing has been fitted yet, or there is no history.
+    """
+    base = HUB if HUB in budgets or not budgets else next(iter(budgets))
+    pruned = {device_class: budget for device_class, budget in budgets.items() if budget.is_set}
+    return {
+        **_from_parent(store, name, config, base, history, config.seed, threads),
+        "kind": "round",
+        "version": store.catalog.next_version(name),
+        "batch": budgets[base].batch if base in budgets else DEFAULT_BATCH,
+        "classes": [{"device_class": it, "budget": budget.for_trainer()} for it, budget in pruned.items()],
+        "unpruned": [device_class for device_class in budgets if device_class not in pruned],
     }
 
 
@@ -169,10 +210,21 @@ def _from_parent(
         "parent": {"hash": parent.parent_hash, "version": store.catalog.bundle(parent.parent_hash).version},
         "history": [str(path) for path in history],
         "gate": config.gate.model_dump(),
+        "parent_gate": config.parent_gate.model_dump(),
+        "threshold": config.threshold,
         "max_gap": config.gap_nanoseconds,
+        **said_of(store, name).to_json(),
         "seed": config.seed if seed is None else seed,
         "threads": threads,
     }
+
+
+def said_of(store: Store, name: str) -> Said:
+    """Labels and maintenance windows of a detector; none of one that does not exist yet."""
+    try:
+        return Said.of(store.catalog.labels(name)[::-1], store.catalog.windows(name))
+    except NotFoundError:
+        return Said()
 
 
 def configured_like(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,6 +240,11 @@ def start_hash(store: Store, name: str) -> str:
     """
     store.catalog.get_detector(name)
     return parent_version(store, name, HUB).parent_hash
+
+
+def served_parent(store: Store, name: str) -> str | None:
+    """Hash of the parent that the hub serves or its child comes from; None where nothing was fitted yet."""
+    return parent_version(store, name, HUB).parent_hash if store.catalog.versions(name) else None
 
 
 def parent_version(store: Store, name: str, device_class: str) -> VersionRow:

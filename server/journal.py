@@ -15,10 +15,11 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import OperationalError
 
 from detectors.errors import NotFoundError, PrunewatchError, disk_full
-from server import anomaly_rows, schema
+from detectors.failpoints import failpoint
+from server import anomaly_rows, feedback_rows, pace_rows, schema
 from server.anomalies import Anomaly
 from server.anomaly_keeping import AnomalyQuery, Batch
-from server.records import CycleRow, Measurement, OperationRow
+from server.records import CycleRow, FeedbackRow, Label, Measurement, OperationRow, PaceRow, WindowRow
 
 INTERRUPTED = "interrupted by a restart"
 
@@ -50,9 +51,19 @@ class Journal:
 
     # cycles
 
-    def begin_cycle(self, detector: str, device_class: str, trigger: str) -> int:
-        """Records that a cycle has begun; returns its id. `trigger` says why (`asked`, `prune_every`, ...)."""
-        row = CycleRow(0, detector, device_class, trigger, self.clock())
+    def begin_cycle(
+        self, detector: str, device_class: str, trigger: str, *, cause: str = "", operation: str = ""
+    ) -> int:
+        """Records that a cycle has begun; returns its id.
+
+        Args:
+            detector: Whose.
+            device_class: The class it is for.
+            trigger: What began it (`server.records.Trigger`).
+            cause: The same in words.
+            operation: That it runs in.
+        """
+        row = CycleRow(0, detector, device_class, trigger, self.clock(), cause=cause, operation=operation)
         with self._writing() as connection:
             fields = {key: value for key, value in asdict(row).items() if key != "id"}
             key = connection.execute(schema.cycles.insert().values(fields)).inserted_primary_key
@@ -79,6 +90,16 @@ class Journal:
         query = select(table).where(table.c.detector == detector).order_by(table.c.id.desc()).limit(limit)
         with self._reading() as connection:
             return [CycleRow(**row) for row in connection.execute(query).mappings()]
+
+    def paces(self, detector: str) -> list[PaceRow]:
+        """What has passed since fits and cycles of a detector last began, as it was saved."""
+        with self._reading() as connection:
+            return pace_rows.find(connection, detector)
+
+    def keep_paces(self, changed: Iterable[PaceRow]) -> None:
+        """Saves that, all or nothing."""
+        with self._writing() as connection:
+            pace_rows.keep(connection, changed)
 
     # operations
 
@@ -174,6 +195,47 @@ class Journal:
         with self._reading() as connection:
             return anomaly_rows.find(connection, query)
 
+    # what people say
+
+    def add_label(
+        self, detector: str, label: Label, first: int, last: int, *, series: str = "", note: str = ""
+    ) -> FeedbackRow:
+        """Keeps what somebody says of the points from stamp `first` to `last`; of all series without one.
+
+        Raises:
+            NotFoundError: there is no such detector.
+            ExhaustedError: it has too many labels.
+        """
+        row = FeedbackRow(0, detector, series, first, last, label, note, self.clock())
+        with self._writing() as connection:
+            return feedback_rows.add_label(connection, row)
+
+    def labels(self, detector: str, *, before: int | None = None, limit: int | None = None) -> list[FeedbackRow]:
+        """Labels of a detector, newest first: those older than the one of the number `before`."""
+        with self._reading() as connection:
+            return feedback_rows.labels(connection, detector, before, limit)
+
+    def delete_label(self, detector: str, number: int) -> None:
+        """Takes a label back; NotFoundError if there is none of this number."""
+        with self._writing() as connection:
+            feedback_rows.delete_label(connection, detector, number)
+
+    def add_window(self, detector: str, first: int, last: int, *, series: str = "", note: str = "") -> WindowRow:
+        """Keeps a maintenance window; see `add_label`."""
+        row = WindowRow(0, detector, series, first, last, note, self.clock())
+        with self._writing() as connection:
+            return feedback_rows.add_window(connection, row)
+
+    def windows(self, detector: str, *, before: int | None = None, limit: int | None = None) -> list[WindowRow]:
+        """Maintenance windows of a detector, newest first; see `labels`."""
+        with self._reading() as connection:
+            return feedback_rows.windows(connection, detector, before, limit)
+
+    def delete_window(self, detector: str, number: int) -> None:
+        """Takes a maintenance window back; NotFoundError if there is none of this number."""
+        with self._writing() as connection:
+            feedback_rows.delete_window(connection, detector, number)
+
     # transactions
 
     @contextmanager
@@ -187,7 +249,10 @@ class Journal:
         """One transaction, durable when the block ends; nobody else writes meanwhile."""
         try:
             with self._writer.begin() as connection:
+                failpoint("catalog.begun")
                 yield connection
+                failpoint("catalog.before_commit")
+            failpoint("catalog.committed")
         except OperationalError as error:
             if "full" in str(error.orig):  # SQLITE_FULL has no class of its own
                 raise disk_full() from error

@@ -1,4 +1,4 @@
-"""Fits and cycles: one at a time in the trainer process, then published, then swapped in under the running streams."""
+"""Fits and cycles: a few at a time in trainer processes, then published, then swapped in under the running streams."""
 
 from __future__ import annotations
 
@@ -7,40 +7,38 @@ import logging
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from detectors.errors import PreconditionError, PrunewatchError
+from detectors.failpoints import failpoint
 from server.config import HUB, Budget
 from server.history import History
-from server.jobs import cycle_job, fit_job, frontier_job, parent_version, start_hash
+from server.jobs import cycle_job, fit_job, frontier_job, parent_version, round_job, served_parent, start_hash
 from server.metrics import Metrics
+from server.pace import FIT, Pace
 from server.progress import Operations
-from server.publish import publish_cycle, publish_fit, require_unpinned
-from server.records import OperationRow
+from server.publish import (
+    ended_cycles,
+    made_for,
+    publish_cycle,
+    publish_fit,
+    publish_round,
+    require_unpinned,
+    taken_back,
+    unpinned,
+    withdrawn,
+)
+from server.records import OperationRow, Trigger
 from server.roster import Roster
 from server.training import COMMAND, train
 from server.uploads import Upload
 
-Trigger = Literal["manual", "schedule"]
-FIT = ""
-"""Stands beside device classes, of which none is called so."""
 FRONTIER = "frontier"
 """Kind of the operations that build one."""
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A point in time, and how many points a detector had taken by then."""
-
-    seconds: float
-    points: int
-
-
-NEVER = Mark(0.0, -(1 << 62))
 
 
 @dataclass
@@ -51,13 +49,15 @@ class Task:
     trigger: Trigger
     prepare: Callable[[Sequence[Path]], dict[str, Any]]
     """Makes the job when its turn comes; runs in a thread."""
-    publish: Callable[[Mapping[str, Any], int | None], object]
-    """One catalog transaction, in which the cycle of this number ends; runs in a thread."""
+    publish: Callable[[Mapping[str, Any], Mapping[str, int]], object]
+    """One catalog transaction, in which the cycles of these numbers end; runs in a thread."""
     upload: Upload | None = None
-    device_class: str | None = None
-    """That the cycle is for; None: it is none."""
-    cycle: int | None = None
-    """Its number in the book, from when it begins."""
+    device_classes: tuple[str, ...] = ()
+    """That cycles are for; none: it is none."""
+    cause: str = ""
+    """The trigger in words."""
+    cycles: dict[str, int] = field(default_factory=dict)
+    """Their numbers in the book by device class, from when they begin."""
     running: asyncio.Task[None] | None = field(default=None, repr=False)
     publishing: bool = False
     """From here on it can not be cancelled."""
@@ -74,14 +74,17 @@ class Task:
 
 
 class Maintenance:
-    """The queue in front of the one trainer.
+    """The queue in front of the trainers.
 
     Args:
         roster: The detectors.
         operations: Where progress goes.
         metrics: Counts cycles.
-        command: Starts the trainer.
+        command: Starts a trainer.
+        trainers: How many may be at work at once, never two for one detector.
+        trainer_memory: Bytes of data that one may hold; None: no limit.
         clock: Seconds since the epoch.
+        monotonic: Seconds that only ever pass.
     """
 
     def __init__(
@@ -91,20 +94,33 @@ class Maintenance:
         metrics: Metrics,
         *,
         command: Sequence[str] = COMMAND,
+        trainers: int = 1,
+        trainer_memory: int | None = None,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._roster = roster
         self._operations = operations
         self._metrics = metrics
         self._command = command
+        self._trainers = trainers
+        self._trainer_memory = trainer_memory
         self._waiting: deque[Task] = deque()
         self._active: dict[str, Task] = {}
         """By detector: never two of one."""
+        self._running: set[asyncio.Task[None]] = set()
         self._arrived = asyncio.Event()
+        """Set whenever there may be something to begin."""
         self._stopping = False
-        self._clock = clock
-        self.marks: dict[tuple[str, str], Mark] = {}
-        """When the last fit (`FIT`) and the last cycle of each device class began, by detector."""
+        self.published = asyncio.Event()
+        """Set whenever a version has been published."""
+        self.pace = Pace(clock, monotonic)
+        """How much has passed since fits and cycles began."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no trainer is at work."""
+        return not self._running
 
     def is_busy(self, detector: str) -> bool:
         """Whether a fit or cycle of a detector waits or runs."""
@@ -147,15 +163,23 @@ class Maintenance:
 
         def prepare(history: Sequence[Path]) -> dict[str, Any]:
             features = (upload.features if upload else None) or hosted.features or ()
-            version = roster.catalog.next_version(name)
             return fit_job(
-                roster.store, name, config, features, history, version=version, batch=batch, seed=seed, start=start
+                roster.store,
+                name,
+                config,
+                features,
+                history,
+                version=roster.catalog.next_version(name),
+                batch=batch,
+                seed=seed,
+                start=start,
+                first=None if trigger == "manual" else served_parent(roster.store, name),
             )
 
-        def publish(result: Mapping[str, Any], _cycle: int | None) -> object:
+        def publish(result: Mapping[str, Any], _cycles: Mapping[str, int]) -> object:
             return publish_fit(roster.store, name, result, batch=batch)
 
-        return await self._queue(name, "fit", trigger, prepare, publish, upload, None)
+        return await self._queue(name, "fit", trigger, prepare, publish, upload)
 
     async def prune(
         self,
@@ -167,9 +191,8 @@ class Maintenance:
         dry_run: bool = False,
         fresh: bool = False,
         seed: int | None = None,
-        trigger: Trigger = "manual",
     ) -> OperationRow:
-        """Runs one cycle on the history, or on `upload`.
+        """Runs one cycle that somebody asked for on the history, or on `upload`.
 
         Raises:
             PreconditionError: nothing was fitted yet, there are no points, what serves is pinned, or another fit or
@@ -199,17 +222,52 @@ class Maintenance:
                 budget=budget,
                 history=history,
                 update_parent=newer,
-                # A schedule is there for the parent to follow; people want an answer.
-                frontier_first=trigger == "manual",
+                frontier_first=True,  # people want an answer; what begins by itself is there for the parent to follow
                 dry_run=dry_run,
                 fresh=fresh,
                 seed=seed,
             )
 
-        def publish(result: Mapping[str, Any], cycle: int | None) -> object:
-            return publish_cycle(roster.store, name, device_class, result, batch=budget.batch, cycle=cycle)
+        def publish(result: Mapping[str, Any], cycles: Mapping[str, int]) -> object:
+            cycle = cycles[device_class]
+            probation = self._on_probation(name)
+            return publish_cycle(
+                roster.store, name, device_class, result, batch=budget.batch, cycle=cycle, probation=probation
+            )
 
-        return await self._queue(name, "prune", trigger, prepare, publish, upload, device_class)
+        return await self._queue(name, "prune", "manual", prepare, publish, upload, (device_class,))
+
+    async def cycle(
+        self, name: str, device_classes: Sequence[str], *, trigger: Trigger, cause: str = ""
+    ) -> OperationRow:
+        """One cycle that begins by itself: the parent is updated once, and a child made for each device class.
+
+        Args:
+            name: The detector.
+            device_classes: Those that it is due for; of a class without a budget the parent is updated alone.
+            trigger: What began it.
+            cause: The same in words.
+
+        Raises:
+            PreconditionError: nothing was fitted yet, there are no points, all of the classes are pinned, or another
+                fit or cycle of it is not done.
+        """
+        roster = self._roster
+        hosted, config = roster.host.get(name), roster.config_of(name)
+        self.require_idle(name)
+        free = await asyncio.to_thread(unpinned, roster.catalog, name, device_classes)
+        await asyncio.to_thread(parent_version, roster.store, name, free[0])
+        if not hosted.points_kept:
+            raise PreconditionError(f"{name!r} has seen no points.", field="name", hint="Stream points to it first.")
+        budgets = {device_class: roster.budget_of(device_class) for device_class in free}
+
+        def prepare(history: Sequence[Path]) -> dict[str, Any]:
+            return round_job(roster.store, name, config, budgets, history=history)
+
+        def publish(result: Mapping[str, Any], cycles: Mapping[str, int]) -> object:
+            return publish_round(roster.store, name, result, cycles, self._on_probation(name))
+
+        return await self._queue(name, "prune", trigger, prepare, publish, None, tuple(free), cause)
 
     async def build_frontier(
         self, name: str, device_class: str, *, batch: int, points: int, seed: int | None = None
@@ -231,10 +289,10 @@ class Maintenance:
                 roster.store, name, config, device_class, batch=batch, history=history, points=points, seed=seed
             )
 
-        def publish(_result: Mapping[str, Any], _cycle: int | None) -> object:
+        def publish(_result: Mapping[str, Any], _cycles: Mapping[str, int]) -> object:
             return None  # the trainer has put it into its place
 
-        return await self._queue(name, FRONTIER, "manual", prepare, publish, None, None)
+        return await self._queue(name, FRONTIER, "manual", prepare, publish, None)
 
     async def cancel(self, name: str) -> None:
         """Ends an operation that waits or runs; one that is being published already goes on."""
@@ -252,24 +310,31 @@ class Maintenance:
 
     def forget(self, name: str) -> None:
         """Drops what is remembered of a detector that was deleted."""
-        for key in [key for key in self.marks if key[0] == name]:
-            del self.marks[key]
+        self.pace.forget(name)
 
     async def run(self) -> None:
-        """Works the queue until cancelled; then ends the trainer."""
-        while True:
-            await self._arrived.wait()
-            self._arrived.clear()
-            while self._waiting:
-                task = self._waiting.popleft()
-                task.running = asyncio.create_task(self._work(task))
-                try:
-                    await asyncio.wait({task.running})
-                except asyncio.CancelledError:
-                    self._stopping = True
-                    task.running.cancel()
-                    await asyncio.wait({task.running})
-                    raise
+        """Works the queue until cancelled; then ends the trainers."""
+        try:
+            while True:
+                await self._arrived.wait()
+                self._arrived.clear()
+                while self._waiting and len(self._running) < self._trainers:
+                    self._start(self._waiting.popleft())
+        finally:
+            self._stopping = True
+            for running in self._running:
+                running.cancel()
+            if self._running:
+                await asyncio.wait(self._running)
+
+    def _start(self, task: Task) -> None:
+        task.running = asyncio.create_task(self._work(task))
+        self._running.add(task.running)
+        task.running.add_done_callback(self._make_room)
+
+    def _make_room(self, ended: asyncio.Task[None]) -> None:
+        self._running.discard(ended)
+        self._arrived.set()
 
     async def _queue(
         self,
@@ -277,12 +342,13 @@ class Maintenance:
         kind: str,
         trigger: Trigger,
         prepare: Callable[[Sequence[Path]], dict[str, Any]],
-        publish: Callable[[Mapping[str, Any], int | None], object],
+        publish: Callable[[Mapping[str, Any], Mapping[str, int]], object],
         upload: Upload | None,
-        device_class: str | None,
+        device_classes: tuple[str, ...] = (),
+        cause: str = "",
     ) -> OperationRow:
         operation = await self._operations.begin(kind, name)
-        task = Task(operation, trigger, prepare, publish, upload, device_class)
+        task = Task(operation, trigger, prepare, publish, upload, device_classes, cause)
         try:
             self.require_idle(name)  # somebody may have come first meanwhile
         except PreconditionError as error:
@@ -296,20 +362,20 @@ class Maintenance:
     async def _work(self, task: Task) -> None:
         """One fit, cycle or frontier from its turn to its end; errors end in the operation."""
         name, operation, catalog = task.operation.detector, task.operation.name, self._roster.catalog
-        if task.is_fit or task.device_class is not None:
-            self.marks[name, task.device_class or FIT] = self._now(name)
         outcome = "failed"
         result: Mapping[str, Any] = {}
         try:
-            if task.device_class is not None:
-                task.cycle = await asyncio.to_thread(catalog.begin_cycle, name, task.device_class, task.trigger)
-            elif task.is_fit:
+            await self._begin_anew(task)
+            await asyncio.to_thread(self._begin_cycles, task)
+            failpoint("cycle.begun")
+            if task.is_fit:
                 await self._set_fitting(name)
             result = await self._train(task)
             outcome = result.get("outcome", "adopted")
-            if task.cycle is not None:
-                await asyncio.to_thread(catalog.end_cycle, task.cycle, outcome, result.get("reason", ""), result)
+            for ended in ended_cycles(result, task.cycles):  # those that publishing has not ended
+                await asyncio.to_thread(catalog.end_cycle, ended.cycle, ended.outcome, ended.reason, ended.result)
             await self._operations.succeed(operation, result)
+            failpoint("cycle.ended")
         except asyncio.CancelledError:
             outcome = "cancelled"
             if not self._stopping:  # the next start marks what was interrupted
@@ -327,8 +393,9 @@ class Maintenance:
             await self._fail(task, known)
             await self._operations.fail(operation, known)
         finally:
-            if task.device_class is not None:
-                self._metrics.cycles.labels(name, task.device_class, task.trigger, outcome).inc()
+            own = {it["device_class"]: it["outcome"] for it in result.get("children", ())}
+            for device_class in task.device_classes:
+                self._metrics.cycles.labels(name, device_class, task.trigger, own.get(device_class, outcome)).inc()
             self._forget(task)
 
     async def _train(self, task: Task) -> dict[str, Any]:
@@ -347,24 +414,68 @@ class Maintenance:
             async def report(stage: str, done: float, message: str) -> None:
                 await self._operations.report(operation, stage, done, message)
 
-            result = await train(job, report, self._command)
+            result = await train(job, report, self._command, memory=self._trainer_memory)
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, True)
         await self._require_able(name, task, result)
+        result = await self._proved(task, result, report)
         task.publishing = True
-        await asyncio.to_thread(task.publish, result, task.cycle)
+        failpoint("cycle.trained")
+        await asyncio.to_thread(task.publish, result, task.cycles)
+        self.published.set()
+        failpoint("cycle.published")
         await roster.follow(name)
+        failpoint("cycle.followed")
         if task.upload is not None and task.is_fit:
             await hosted.keep_import(task.upload.stamps, task.upload.values)
         if task.is_refit:  # its parent serves everywhere now: prune it without waiting for a period
-            self.marks.update({(name, device_class): NEVER for device_class in roster.config_of(name).device_classes})
+            self.pace.hurry(name, roster.config_of(name).device_classes)
+            await asyncio.to_thread(roster.catalog.keep_paces, self.pace.take_changed())
         return result
 
     async def _require_able(self, name: str, task: Task, result: Mapping[str, Any]) -> None:
         """Refuses, before anything is published, what the live series could not go on in."""
-        made = result["parent"] if task.is_fit else result.get("child")
-        if result.get("outcome", "adopted") == "adopted" and made and task.device_class in {None, HUB}:
-            await self._roster.require_able(name, made["hash"])
+        if task.is_fit or HUB in task.device_classes:
+            made = result["parent"] if task.is_fit else made_for(result, HUB)
+            if made:
+                await self._roster.require_able(name, made["hash"])
+
+    def _begin_cycles(self, task: Task) -> None:
+        catalog, operation = self._roster.catalog, task.operation
+        for device_class in task.device_classes:
+            task.cycles[device_class] = catalog.begin_cycle(
+                operation.detector, device_class, task.trigger, cause=task.cause, operation=operation.name
+            )
+
+    async def _proved(
+        self, task: Task, result: dict[str, Any], report: Callable[[str, float, str], Awaitable[None]]
+    ) -> dict[str, Any]:
+        """A candidate for the hub scores live points before it may serve; where it misbehaves it is rejected."""
+        made = made_for(result, HUB) if HUB in task.device_classes else None
+        if made is None:
+            return result
+        name, roster = task.operation.detector, self._roster
+        known = await asyncio.to_thread(taken_back, roster.store, name, made["hash"])
+        if known and task.trigger != "manual":  # people may want it all the same
+            return withdrawn(result, HUB, known)
+        await report("shadow", 0.0, "scoring live points beside what serves")
+        verdict = await roster.prove(name, made["hash"])
+        await report("shadow", 1.0, f"{verdict.points} live points scored beside what serves")
+        return withdrawn(result, HUB, f"on live points: {verdict.reason}") if verdict.reason else result
+
+    def _on_probation(self, name: str) -> list[str]:
+        """Device classes on which what is adopted has to prove itself: the hub sees no others' points."""
+        return [HUB] if self._roster.config_of(name).probation.points else []
+
+    async def _begin_anew(self, task: Task) -> None:
+        """Periods begin anew with what somebody asked for; whoever begins something by itself says so."""
+        if task.trigger != "manual":
+            return
+        name = task.operation.detector
+        accepted = self._roster.host.get(name).accepted
+        for what in (FIT,) if task.is_fit else task.device_classes:
+            self.pace.begin(name, what, accepted)
+        await asyncio.to_thread(self._roster.catalog.keep_paces, self.pace.take_changed())
 
     async def _set_fitting(self, name: str) -> None:
         if self._roster.host.get(name).served is None:
@@ -374,15 +485,12 @@ class Maintenance:
         """Nothing has changed but the book."""
         name = task.operation.detector
         try:
-            if task.cycle is not None:
-                await asyncio.to_thread(self._roster.catalog.end_cycle, task.cycle, outcome, str(error))
-            elif task.is_fit and self._roster.host.get(name).served is None:
+            for cycle in task.cycles.values():
+                await asyncio.to_thread(self._roster.catalog.end_cycle, cycle, outcome, str(error))
+            if task.is_fit and self._roster.host.get(name).served is None:
                 await asyncio.to_thread(self._roster.catalog.set_state, name, "failed", str(error))
         except Exception:  # the operation must end all the same, or its waiters hang
             logger.exception("the end of %s could not be written", task.operation.name)
-
-    def _now(self, name: str) -> Mark:
-        return Mark(self._clock(), self._roster.host.get(name).accepted)
 
     def _forget(self, task: Task) -> None:
         if self._active.get(task.operation.detector) is task:

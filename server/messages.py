@@ -11,8 +11,9 @@ from prunewatch.v1 import detectors_pb2 as detectors_pb
 from prunewatch.v1 import pruning_pb2 as pruning_pb
 from server.catalog import Catalog
 from server.config import PARENT, DetectorConfig
+from server.cycle_watch import CycleState
 from server.names import detector_name
-from server.records import CycleRow, VersionRow
+from server.records import VersionRow
 from server.roster import Entry
 from server.timestamps import timestamp
 
@@ -55,6 +56,8 @@ def detector_message(entry: Entry) -> detectors_pb.Detector:
         ],
         from_configuration=entry.from_configuration,
         create_time=timestamp(entry.row.created),
+        etag=entry.etag,
+        frozen=entry.row.frozen,
     )
 
 
@@ -195,8 +198,9 @@ def cycle_result(result: Mapping[str, Any], device_class: str = "") -> pruning_p
     )
 
 
-def cycle_message(row: CycleRow) -> pruning_pb.Cycle:
-    """A cycle in the book."""
+def cycle_message(state: CycleState) -> pruning_pb.Cycle:
+    """A cycle in the book, with what became of its version."""
+    row, adoption = state.row, state.adoption
     return pruning_pb.Cycle(
         name=f"{detector_name(row.detector)}/cycles/{row.id}",
         device_class=row.device_class,
@@ -206,4 +210,8 @@ def cycle_message(row: CycleRow) -> pruning_pb.Cycle:
         outcome=row.outcome,
         reason=row.reason,
         result=cycle_result(row.result, row.device_class) if row.result else None,
+        cause=row.cause,
+        operation=row.operation,
+        adoption=adoption.state if adoption else "",
+        adoption_reason=adoption.reason if adoption else "",
     )

@@ -74,6 +74,12 @@ class Metrics:
             [DETECTOR, CLASS, "quantile"],
             registry=r,
         )
+        self.drift = Gauge(
+            "prunewatch_drift",
+            "How far errors and inputs are from what a detector was calibrated on, 0 to 1.",
+            [DETECTOR, "kind"],
+            registry=r,
+        )
         # How big
         self.parameters = Gauge(
             "prunewatch_parameters", "Parameters of the served network.", [DETECTOR, CLASS], registry=r
@@ -85,6 +91,12 @@ class Metrics:
         # What changes
         self.cycles = Counter(
             "prunewatch_cycles", "Cycles that ended.", [DETECTOR, CLASS, "trigger", "outcome"], registry=r
+        )
+        self.adoptions = Counter(
+            "prunewatch_adoptions",
+            "Probations of adopted versions that ended.",
+            [DETECTOR, CLASS, "state"],
+            registry=r,
         )
         self.swaps = Counter(
             "prunewatch_swaps", "Versions that took over from another under running streams.", [DETECTOR], registry=r
@@ -129,6 +141,13 @@ class DetectorMetrics:
         self.state_bytes = metrics.state_bytes.labels(name)
         self.anomalies_dropped = metrics.anomalies_dropped.labels(name)
         self.history_dropped = metrics.history_dropped.labels(name)
+        self._drift = metrics.drift
+        self._name = name
+
+    def drift(self, errors: float, inputs: float) -> None:
+        """Publishes how far live points have drifted."""
+        self._drift.labels(self._name, "errors").set(errors)
+        self._drift.labels(self._name, "inputs").set(inputs)
 
     def count(self, statuses: NDArray[np.uint8], anomalies: int) -> None:
         """Counts the points of one request."""

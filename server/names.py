@@ -39,6 +39,20 @@ def detector_name(detector: str) -> str:
     return f"detectors/{detector}"
 
 
+def member_id(name: str, collection: str) -> tuple[str, int]:
+    """The detector and the number of what belongs to it; InvalidInputError when `name` is no such name.
+
+    >>> member_id("detectors/pump/feedback/12", "feedback")
+    ('pump', 12)
+    """
+    parent, _, number = name.partition(f"/{collection}/")
+    if not re.fullmatch(r"[1-9][0-9]{0,17}", number) or _DETECTOR.fullmatch(parent) is None:
+        raise InvalidInputError(
+            f"{name[:80]!r} is not the name of one.", field="name", hint=f"Write it as detectors/pump/{collection}/12."
+        )
+    return detector_id(parent), int(number)
+
+
 def operation_name(name: str) -> str:
     """The name of an operation as it is; InvalidInputError when it is not one."""
     if _OPERATION.fullmatch(name) is None:

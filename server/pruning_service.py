@@ -14,6 +14,7 @@ from prunewatch.v1 import pruning_pb2 as pb
 from prunewatch.v1.pruning_pb2_grpc import PruningServiceServicer
 from pruning.frontier_facts import MOST_POINTS, POINTS
 from server.config import HUB, Budget
+from server.cycle_watch import cycle_states, watch_cycles
 from server.detectors_service import first_is_header, rest_is_points
 from server.frontier_messages import frontier_message
 from server.frontiers import StoredFrontier, read_frontier
@@ -24,11 +25,13 @@ from server.messages import cycle_message
 from server.names import detector_id
 from server.operations import LIST_LIMIT, operation_message
 from server.paging import page_of
+from server.progress import Operations
 from server.roster import Roster
 from server.uploads import Receiver, Upload
 
 LIMITS = {"p99": "p99_seconds", "p50": "p50_seconds", "speedup": "speedup", "size": "size_bytes"}
 LARGEST_BATCH = 65_536
+WATCHED, MOST_WATCHED = 10, 100
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -38,11 +41,13 @@ class PruningServicer(PruningServiceServicer):
     Args:
         roster: The detectors.
         maintenance: What prunes them.
+        operations: Their progress.
     """
 
-    def __init__(self, roster: Roster, maintenance: Maintenance) -> None:
+    def __init__(self, roster: Roster, maintenance: Maintenance, operations: Operations) -> None:
         self._roster = roster
         self._maintenance = maintenance
+        self._operations = operations
 
     async def Prune(self, request: pb.PruneRequest, context: Context) -> operations_pb2.Operation:
         """Begins a cycle on the history."""
@@ -103,13 +108,33 @@ class PruningServicer(PruningServiceServicer):
             )
         return frontier_message(stored.shown(name, device_class))
 
+    async def WatchCycles(
+        self, request: pb.WatchCyclesRequest, context: Context
+    ) -> AsyncIterator[pb.WatchCyclesResponse]:
+        """The newest cycles, then each change of one."""
+        name = detector_id(request.parent, "parent")
+        hosted = self._roster.host.get(name)
+        if not 0 <= request.newest <= MOST_WATCHED:
+            raise InvalidInputError(f"{request.newest} is not between 0 and {MOST_WATCHED}.", field="newest")
+        watchers = self._roster.host.watchers
+        async for state in watch_cycles(
+            self._roster.catalog,
+            self._operations,
+            name,
+            request.newest or WATCHED,
+            lambda: watchers.closed or hosted.deleted,
+        ):
+            yield pb.WatchCyclesResponse(
+                cycle=cycle_message(state), stage=state.stage, done=state.done, message=state.message
+            )
+
     async def ListCycles(self, request: pb.ListCyclesRequest, context: Context) -> pb.ListCyclesResponse:
         """A page of cycles, newest first."""
         name = detector_id(request.parent, "parent")
         self._roster.host.get(name)
-        rows = await asyncio.to_thread(self._roster.catalog.cycles, name, LIST_LIMIT)
-        page, token = page_of(rows, request.page_size, request.page_token, lambda row: str(row.id))
-        return pb.ListCyclesResponse(cycles=[cycle_message(row) for row in page], next_page_token=token)
+        states = await asyncio.to_thread(cycle_states, self._roster.catalog, name, LIST_LIMIT)
+        page, token = page_of(states, request.page_size, request.page_token, lambda state: str(state.row.id))
+        return pb.ListCyclesResponse(cycles=[cycle_message(state) for state in page], next_page_token=token)
 
     def _asked(self, request: pb.BuildFrontierRequest | pb.GetFrontierRequest) -> tuple[str, str, int]:
         """Detector, device class and batch."""

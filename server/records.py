@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
+
+from detectors.bundle import Bundle
 
 DetectorState = Literal["learning", "fitting", "ready", "failed"]
 OperationState = Literal["running", "succeeded", "failed", "cancelled"]
 Cause = Literal["fit", "update", "prune"]
+Trigger = Literal["manual", "schedule", "drift", "missed_budget", "config_change"]
+Label = Literal["anomaly", "normal"]
+AdoptionState = Literal["probation", "kept", "rolled_back"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,7 @@ class DetectorRow:
         features: Column names in order; None until configured or seen.
         created: Seconds since the epoch.
         problem: Why it failed; empty otherwise.
+        frozen: No fit or cycle begins by itself.
     """
 
     name: str
@@ -30,6 +36,7 @@ class DetectorRow:
     features: list[str] | None
     created: float
     problem: str = ""
+    frozen: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,21 @@ class BundleRow:
     bytes: int
     error: float | None = None
     derived_from: str | None = None
+
+    @classmethod
+    def of(cls, bundle: Bundle, error: float | None = None) -> Self:
+        """What a bundle says of itself; `error` is not in its manifest."""
+        manifest, network = bundle.manifest, bundle.manifest.network
+        return cls(
+            hash=bundle.hash,
+            version=manifest.version,
+            device_class=manifest.device_class,
+            units=network.units,
+            parameters=network.parameters,
+            bytes=bundle.size,
+            error=error,
+            derived_from=manifest.lineage.parent,
+        )
 
 
 @dataclass(frozen=True)
@@ -83,6 +105,16 @@ class Serving:
 
 
 @dataclass(frozen=True)
+class DetectorFacts:
+    """A detector with its versions and what serves: all that scoring needs to go on."""
+
+    detector: DetectorRow
+    bundles: Sequence[BundleRow]
+    versions: Sequence[VersionRow]
+    serving: Sequence[Serving]
+
+
+@dataclass(frozen=True)
 class CycleRow:
     """One cycle: `outcome` is `running`, `adopted`, `rejected`, `planned` (dry run) or `failed`."""
 
@@ -95,6 +127,29 @@ class CycleRow:
     outcome: str = "running"
     reason: str = ""
     result: dict[str, Any] = field(default_factory=dict)
+    cause: str = ""
+    """The trigger in words; empty: nothing to add."""
+    operation: str = ""
+    """That it ran in."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a cycle that runs ends, in the transaction that publishes what it made.
+
+    Attributes:
+        cycle: Its number.
+        device_class: The class it was for.
+        outcome: `adopted` or `rejected`.
+        reason: Why.
+        result: As the book keeps it.
+    """
+
+    cycle: int
+    device_class: str
+    outcome: str
+    reason: str = ""
+    result: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -139,3 +194,84 @@ class Measurement:
     p99_seconds: float
     measured: float
     """When, in seconds since the epoch."""
+
+
+@dataclass(frozen=True)
+class FeedbackRow:
+    """What somebody said of the points of a stretch of time; `series` is empty for all of them."""
+
+    id: int
+    detector: str
+    series: str
+    first_stamp: int
+    last_stamp: int
+    label: Label
+    note: str
+    created: float
+
+
+@dataclass(frozen=True)
+class WindowRow:
+    """A maintenance window: no alarms, no learning; `series` is empty for all of them."""
+
+    id: int
+    detector: str
+    series: str
+    first_stamp: int
+    last_stamp: int
+    note: str
+    created: float
+
+
+@dataclass(frozen=True)
+class PaceRow:
+    """How much has passed since something last began.
+
+    Attributes:
+        detector: The detector.
+        what: A device class, or another name of `server.pace`.
+        seconds: That have passed; negative where it began before it was due.
+        points: That the detector has taken; the same.
+        begun: How often it has begun.
+        due: It is due whatever has passed.
+        budget: Of the device class when it began, in words.
+        saved: When this was written, in seconds since the epoch.
+    """
+
+    detector: str
+    what: str
+    seconds: float = 0.0
+    points: int = 0
+    begun: int = 0
+    due: bool = False
+    budget: str = ""
+    saved: float = 0.0
+
+
+@dataclass(frozen=True)
+class AdoptionRow:
+    """A version that a cycle made serve on a device class.
+
+    Attributes:
+        id: Its number.
+        detector: The detector.
+        device_class: The class.
+        version: What was adopted.
+        previous_version: What served before; it serves again after a roll back.
+        cycle: That made it.
+        began: Seconds since the epoch.
+        ended: When its probation ended; None while it lasts.
+        state: `probation`, `kept`, or `rolled_back` because it misbehaved.
+        reason: Why it was rolled back.
+    """
+
+    id: int
+    detector: str
+    device_class: str
+    version: int
+    previous_version: int | None
+    cycle: int | None
+    began: float
+    ended: float | None = None
+    state: AdoptionState = "probation"
+    reason: str = ""

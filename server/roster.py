@@ -9,14 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from detectors.bundle import MANIFEST, Bundle
-from detectors.errors import ExhaustedError, PreconditionError, PrunewatchError
+from detectors.errors import AlreadyExistsError, ExhaustedError, PreconditionError, PrunewatchError
 from detectors.scorer import Served
 from server.catalog import Catalog
-from server.config import HUB, Budget, DetectorConfig, Schedule, Settings, load_detector_config
+from server.config import HUB, Budget, DetectorConfig, Settings, load_detector_config
+from server.etags import etag_of
 from server.host import Host
 from server.hosted import HostedDetector
+from server.loop_settings import Schedule, Triggers
 from server.metrics import Metrics
 from server.records import DetectorRow, Serving
+from server.shadow import Verdict
+from server.spans import Span, Spans
 from server.store import Store
 
 logger = logging.getLogger(__name__)
@@ -34,6 +38,7 @@ class Entry:
     """Whether a version of it is loaded."""
     problem: str
     from_configuration: bool
+    etag: str
 
 
 class Roster:
@@ -52,6 +57,9 @@ class Roster:
         self.settings = settings
         self._metrics = metrics
         self._configs: dict[str, DetectorConfig] = {}
+        self._following_windows = asyncio.Lock()
+        self._leaving: set[str] = set()
+        """Detectors that are being deleted: their files are still there."""
 
     @property
     def catalog(self) -> Catalog:
@@ -65,11 +73,12 @@ class Roster:
             if name not in rows:
                 await asyncio.to_thread(self._create, name, config)
             else:
-                # What the settings own must stop cycling when they drop it: its schedule is never in the catalog.
-                kept = config.model_copy(update={"schedule": Schedule()})
+                # What the settings own must stop cycling when they drop it: what begins them is never in the catalog.
+                kept = _without_loop(config)
                 await asyncio.to_thread(self.catalog.set_config, name, kept.model_dump(mode="json"))
         for row in await asyncio.to_thread(self.catalog.list_detectors):
             hosted = self._host(row)
+            await self.follow_windows(row.name)
             if row.features:
                 hosted.history = await asyncio.to_thread(self.store.history, row.name)
             try:
@@ -106,6 +115,8 @@ class Roster:
             ExhaustedError: there are `max_detectors`.
         """
         self.require_changeable(name)
+        if name in self._leaving:
+            raise AlreadyExistsError(f"{name!r} is being deleted.", field="name", hint="Try again in a moment.")
         config = load_detector_config(dict(fields), field)
         self._require_known_classes(config)
         row = await asyncio.to_thread(self._create, name, config)
@@ -121,7 +132,7 @@ class Roster:
                 field="max_detectors",
                 hint="Delete one, or raise max_detectors.",
             )
-        kept = config.model_copy(update={"schedule": Schedule()}) if name in self.settings.detectors else config
+        kept = _without_loop(config) if name in self.settings.detectors else config
         return self.catalog.create_detector(name, kept.model_dump(mode="json"), config.features)
 
     def _require_known_classes(self, config: DetectorConfig) -> None:
@@ -138,23 +149,35 @@ class Roster:
         self._configs[row.name] = config
         return self.host.add(row.name, config, row.features)
 
-    async def delete(self, name: str) -> None:
-        """Forgets a detector with its versions, history and anomalies."""
+    async def delete(self, name: str, *, etag: str = "") -> None:
+        """Forgets a detector with its versions, history and anomalies; ConflictError: not the one of `etag`."""
         hosted = self.host.get(name)
         self.require_changeable(name)
-        self.host.remove(name)
-        del self._configs[name]
-        await self.host.settle(hosted)  # what is written now must not reach a detector that takes the name
-        await asyncio.to_thread(self.store.delete_detector, name)
+        self._leaving.add(name)
+        try:
+            hashes = await asyncio.to_thread(self.catalog.delete_detector, name, etag=etag)
+            self.host.remove(name)
+            del self._configs[name]
+            await self.host.settle(hosted)  # what is written now must not reach a detector that takes the name
+            await asyncio.to_thread(self.store.remove_files, name, hashes)
+        finally:
+            self._leaving.discard(name)
 
     async def learn_features(self) -> None:
         """Writes down the features that first points have brought, and opens their history."""
         for hosted in self.host:
-            if hosted.features and hosted.history is None:
+            if hosted.features and hosted.history is None and hosted.name not in self._leaving:
                 row = await asyncio.to_thread(self.catalog.get_detector, hosted.name)
                 if row.features is None:
                     await asyncio.to_thread(self.catalog.set_features, hosted.name, list(hosted.features))
                 hosted.history = await asyncio.to_thread(self.store.history, hosted.name)
+
+    async def follow_windows(self, name: str) -> None:
+        """Makes the host mute what the catalog says that is a maintenance window."""
+        hosted = self.host.get(name)
+        async with self._following_windows:  # what is read last is set last
+            rows = await asyncio.to_thread(self.catalog.windows, name)
+            hosted.windows = Spans(map(Span.of, rows))
 
     # versions
 
@@ -190,26 +213,41 @@ class Roster:
         bundle = await asyncio.to_thread(self.store.read_bundle, bundle_hash)
         self.host.get(name).require_able(await asyncio.to_thread(Served.load, bundle))
 
-    async def pin(self, name: str, device_class: str, *, pinned: bool) -> None:
-        """Keeps a device class on what it serves, or lets it adopt again."""
-        self.host.get(name)
-        await asyncio.to_thread(self.catalog.pin if pinned else self.catalog.unpin, name, device_class)
+    async def prove(self, name: str, bundle_hash: str) -> Verdict:
+        """Has a bundle that was made score live points beside what serves."""
+        bundle = await asyncio.to_thread(self.store.read_bundle, bundle_hash)
+        return await self.host.get(name).prove(Served.load(bundle))
 
-    async def roll_back(self, name: str, device_class: str, to: int | None = None) -> None:
+    async def pin(self, name: str, device_class: str, *, pinned: bool, etag: str = "") -> None:
+        """Keeps a device class on what it serves, or lets it adopt again; ConflictError: not the one of `etag`."""
+        self.host.get(name)
+        await asyncio.to_thread(self.catalog.pin if pinned else self.catalog.unpin, name, device_class, etag=etag)
+
+    async def freeze(self, name: str, *, frozen: bool, etag: str = "") -> None:
+        """Stops what would begin by itself, or lets it again; ConflictError: not the one of `etag`."""
+        self.host.get(name)
+        await asyncio.to_thread(self.catalog.set_frozen, name, frozen=frozen, etag=etag)
+
+    async def roll_back(self, name: str, device_class: str, to: int | None = None, *, etag: str = "") -> None:
         """Makes an earlier version serve: `to`, or the one before.
 
         Raises:
+            ConflictError: the detector is not the one of `etag` any more.
             NotFoundError: there is no such version for this class.
             PreconditionError: nothing served before, what serves is pinned, or the live series can not go on in it.
             CorruptBundleError: its bundle is damaged; what serves has not changed.
         """
         self.host.get(name)
         now = await asyncio.to_thread(self.catalog.serving, name, device_class)
+        adoptions = await asyncio.to_thread(self.catalog.adoptions, name)
         target = to or (now.previous_version if now else None)
         for row in await asyncio.to_thread(self.catalog.versions, name):
             if row.version == target and device_class == HUB and device_class in row.bundles:
                 await self.require_able(name, row.bundles[device_class])
-        await asyncio.to_thread(self.catalog.rollback, name, device_class, to)
+        await asyncio.to_thread(self.catalog.rollback, name, device_class, to, etag=etag)
+        for it in adoptions:
+            if now and (it.device_class, it.version, it.state) == (device_class, now.version, "probation"):
+                self._metrics.adoptions.labels(name, device_class, "rolled_back").inc()
         await self.follow(name)
 
     async def entry(self, name: str) -> Entry:
@@ -225,6 +263,7 @@ class Roster:
             hosted.served is not None,
             hosted.problem or row.problem,
             name in self.settings.detectors,
+            etag_of(row, serving),
         )
 
     # gauges
@@ -259,3 +298,8 @@ class Roster:
         metrics.detector_info.labels(
             name, device_class, str(served.version), served.bundle_hash[:12], manifest.network.kind
         ).set(1)
+
+
+def _without_loop(config: DetectorConfig) -> DetectorConfig:
+    """Begins nothing by itself."""
+    return config.model_copy(update={"schedule": Schedule(), "triggers": Triggers()})

@@ -1,4 +1,4 @@
-"""When a fit or cycle becomes due by itself."""
+"""When a fit or cycle begins by itself."""
 
 from __future__ import annotations
 
@@ -8,42 +8,62 @@ import time
 from collections.abc import Callable
 
 from detectors.errors import PrunewatchError
-from server.config import HUB, DetectorConfig, Every
+from server.config import DetectorConfig
 from server.hosted import HostedDetector
-from server.maintenance import FIT, Maintenance, Mark
+from server.maintenance import Maintenance
+from server.pace import COOL_DOWN, FIT, LONG_AGO, is_due
+from server.records import PaceRow
 from server.roster import Roster
+from server.sentry import Sentry
+from server.triggers import (
+    BY_THEMSELVES,
+    REMEMBERED_CYCLES,
+    Demand,
+    allowed,
+    cooled_down,
+    in_words,
+    reconfigured,
+    scheduled,
+)
 
 TICK_SECONDS = 0.5
+SAVE_SECONDS = 5.0
+SAVE_ALL_SECONDS = 60.0
+HOLD_SECONDS = 5.0
+"""What may not begin (frozen, pinned, cooling down) is looked at again after so long ..."""
+ERROR_SECONDS = 60.0
+"""... and what could not."""
 logger = logging.getLogger(__name__)
 
 
-def is_due(every: Every, since: Mark, now: Mark) -> bool:
-    """Whether a period has passed.
-
-    >>> is_due(Every(points=100), Mark(0, 50), Mark(9, 150))
-    True
-    """
-    if every.points is not None:
-        return now.points - since.points >= every.points
-    return every.seconds is not None and now.seconds - since.seconds >= every.seconds
-
-
 class Scheduler:
-    """Starts what is due: the first fit after `fit_after` points, refits, and prune cycles of each device class.
+    """Begins what is due: the first fit after `fit_after` points, refits, and cycles, for whatever reason.
 
-    Points are counted from the start of the process; times of the last fit and cycle are read from the catalog, so a
-    restart neither repeats nor forgets them.
+    A cycle is one for all device classes that are due. Seconds and points are counted over restarts (`server.pace`).
 
     Args:
         roster: The detectors.
         maintenance: What runs fits and cycles.
         clock: Seconds since the epoch.
+        monotonic: Seconds that only ever pass.
     """
 
-    def __init__(self, roster: Roster, maintenance: Maintenance, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        roster: Roster,
+        maintenance: Maintenance,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._roster = roster
         self._maintenance = maintenance
+        self._pace = maintenance.pace
+        self._sentry = Sentry(roster, maintenance, monotonic)
         self._clock = clock
+        self._monotonic = monotonic
+        self._held: dict[str, float] = {}
+        """Until when a detector is left alone."""
+        self._saved = self._saved_all = monotonic()
 
     async def run(self) -> None:
         """Looks twice a second until cancelled."""
@@ -55,53 +75,134 @@ class Scheduler:
                 logger.exception("the schedule could not be looked at; it will be tried again")
 
     async def look(self) -> None:
-        """Starts whatever is due now."""
+        """Begins whatever is due now."""
         for hosted in self._roster.host:
-            if self._maintenance.is_busy(hosted.name):
-                continue
-            config = self._roster.config_of(hosted.name)
             try:
-                if hosted.served is None:
-                    await self._first_fit(hosted, config)
-                else:
-                    await self._next(hosted, config)
-            except PrunewatchError as error:  # pinned, no points yet: it will be due again
+                await self._look_at(hosted)
+            except PrunewatchError as error:  # no points yet, somebody came first: it is still due
+                self._held[hosted.name] = self._monotonic() + ERROR_SECONDS
                 logger.warning("what is due for %s could not start: %s", hosted.name, error)
+            except Exception:
+                self._held[hosted.name] = self._monotonic() + ERROR_SECONDS
+                logger.exception("what is due for %s could not start", hosted.name)
+        if self._monotonic() >= self._saved + SAVE_SECONDS:
+            await self.save(everything=self._monotonic() >= self._saved_all + SAVE_ALL_SECONDS)
+
+    async def save(self, *, everything: bool = True) -> None:
+        """Makes durable what has passed; without `everything` only where points came or something began."""
+        self._saved = self._monotonic()
+        if everything:
+            self._saved_all = self._saved
+        rows = self._pace.take_all() if everything else self._pace.take_changed()
+        if rows:
+            await asyncio.to_thread(self._roster.catalog.keep_paces, rows)
+        await self._sentry.save(everything=everything)
+
+    async def _look_at(self, hosted: HostedDetector) -> None:
+        name = hosted.name
+        config = self._roster.config_of(name)
+        busy = self._maintenance.is_busy(name)
+        if hosted.served is not None:
+            if not self._pace.is_open(name):
+                await self._open(hosted, config)
+            self._pace.advance(name, hosted.accepted)
+            await self._sentry.look_at(hosted, config)
+        if busy or self._monotonic() < self._held.get(name, 0.0):
+            return
+        self._held.pop(name, None)
+        if hosted.served is None:
+            await self._first_fit(hosted, config)
+        elif self._is_refit_due(name, config):
+            await self._refit(hosted, config)
+        else:
+            await self._cycle(hosted, config)
 
     async def _first_fit(self, hosted: HostedDetector, config: DetectorConfig) -> None:
         if config.fit_after is None or hosted.points_kept < config.fit_after:
             return
         row = await asyncio.to_thread(self._roster.catalog.get_detector, hosted.name)
-        if row.state == "learning":  # one that failed waits to be asked
-            await self._maintenance.fit(hosted.name, trigger="schedule")
-
-    async def _next(self, hosted: HostedDetector, config: DetectorConfig) -> None:
-        now = Mark(self._clock(), hosted.accepted)
-        if (every := config.schedule.refit_every) is not None and await self._passed(hosted, every, FIT, now):
-            await self._maintenance.fit(hosted.name, trigger="schedule")
+        if row.state != "learning" or row.frozen:  # one that failed waits to be asked
+            self._hold(hosted.name)
             return
-        if (every := config.schedule.prune_every) is None:
+        await self._maintenance.fit(hosted.name, trigger="schedule")
+        await self._began(hosted, FIT)
+
+    def _is_refit_due(self, name: str, config: DetectorConfig) -> bool:
+        every, row = config.schedule.refit_every, self._pace.find(name, FIT)
+        return every is not None and row is not None and is_due(every, row, config.schedule.jitter)
+
+    async def _refit(self, hosted: HostedDetector, config: DetectorConfig) -> None:
+        if (await asyncio.to_thread(self._roster.catalog.get_detector, hosted.name)).frozen:
+            self._hold(hosted.name)
             return
-        for device_class in config.device_classes or [HUB]:
-            budget = self._roster.budget_of(device_class)
-            if budget.is_set and await self._passed(hosted, every, device_class, now):
-                await self._maintenance.prune(hosted.name, device_class, budget, trigger="schedule")
-                return
+        await self._maintenance.fit(hosted.name, trigger="schedule")
+        self._pace.begin(hosted.name, FIT, hosted.accepted, every=config.schedule.refit_every)
+        await self.save(everything=False)
 
-    async def _passed(self, hosted: HostedDetector, every: Every, what: str, now: Mark) -> bool:
-        """Whether the period of `what` (`FIT` or a device class) has passed; if so the next one begins."""
-        marks, key = self._maintenance.marks, (hosted.name, what)
-        if key not in marks:
-            marks[key] = Mark(await asyncio.to_thread(self._last_time, hosted.name, what), 0)
-        if not is_due(every, marks[key], now):
-            return False
-        marks[key] = now
-        return True
+    async def _cycle(self, hosted: HostedDetector, config: DetectorConfig) -> None:
+        name = hosted.name
+        demand = scheduled(name, config, self._pace) or await self._unscheduled(hosted, config)
+        if demand is None:
+            return
+        classes = await asyncio.to_thread(
+            allowed, self._roster.catalog, name, config, demand.device_classes, self._clock()
+        )
+        if not classes:
+            self._hold(name)
+            return
+        await self._maintenance.cycle(name, classes, trigger=demand.trigger, cause=demand.cause)
+        self._sentry.forget(name)
+        every = config.schedule.prune_every if demand.trigger == "schedule" else None
+        for device_class in classes:
+            budget = in_words(self._roster.budget_of(device_class))
+            self._pace.begin(name, device_class, hosted.accepted, every=every, budget=budget)
+        if demand.trigger in BY_THEMSELVES:
+            self._pace.begin(name, COOL_DOWN, hosted.accepted)
+        await self.save(everything=False)
 
-    def _last_time(self, name: str, what: str) -> float:
-        """When the last fit, or the last cycle of a device class, began; the last fit while there was none."""
-        catalog = self._roster.catalog
-        fitted = max((row.created for row in catalog.versions(name) if row.cause == "fit"), default=self._clock())
-        if what == FIT:
-            return fitted
-        return max((row.started for row in catalog.cycles(name) if row.device_class == what), default=fitted)
+    async def _unscheduled(self, hosted: HostedDetector, config: DetectorConfig) -> Demand | None:
+        """What something else than the schedule asks for, when it may."""
+        name = hosted.name
+        demand = None
+        if config.triggers.config_change:
+            demand = reconfigured(name, config, self._pace, self._roster.budget_of)
+        demand = demand or await self._sentry.demand(hosted, config)
+        if demand is None:
+            return None
+        cycles = await asyncio.to_thread(self._roster.catalog.cycles, name, REMEMBERED_CYCLES)
+        if cooled_down(name, config, self._pace, cycles):
+            return demand
+        self._hold(name)
+        return None
+
+    def _hold(self, name: str) -> None:
+        self._held[name] = self._monotonic() + HOLD_SECONDS
+
+    async def _began(self, hosted: HostedDetector, what: str) -> None:
+        self._pace.begin(hosted.name, what, hosted.accepted)
+        await self.save(everything=False)
+
+    async def _open(self, hosted: HostedDetector, config: DetectorConfig) -> None:
+        """Goes on from what was saved; what is new begins with the last fit, or now."""
+        name, pace = hosted.name, self._pace
+        rows = await asyncio.to_thread(self._roster.catalog.paces, name)
+        fitted = await asyncio.to_thread(self._seconds_since_fit, name)
+        pace.open(name, rows)
+        pace.advance(name, hosted.accepted)
+        classes = config.device_classes
+        is_known = any(row.what in classes for row in rows)
+        fit = pace.find(name, FIT)
+        if fit is None:
+            fit = PaceRow(name, FIT, seconds=fitted)
+            pace.put(fit)
+        for device_class in classes:
+            if pace.find(name, device_class) is None:
+                # A class that the detector did not have before has no budget yet, so that it is seen to have changed.
+                budget = "" if is_known else in_words(self._roster.budget_of(device_class))
+                pace.put(PaceRow(name, device_class, fit.seconds, fit.points, budget=budget))
+        if pace.find(name, COOL_DOWN) is None:
+            pace.put(PaceRow(name, COOL_DOWN, seconds=LONG_AGO))
+
+    def _seconds_since_fit(self, name: str) -> float:
+        fits = [row.created for row in self._roster.catalog.versions(name) if row.cause == "fit"]
+        return max(0.0, self._clock() - max(fits)) if fits else 0.0

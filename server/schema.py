@@ -23,6 +23,7 @@ from sqlalchemy import (
     create_engine,
     event,
     select,
+    text,
     update,
 )
 from sqlalchemy.engine import URL
@@ -30,7 +31,7 @@ from sqlalchemy.exc import DatabaseError
 
 from detectors.errors import NewerStoreError, PreconditionError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 BUSY_SECONDS = 30  # threads of one process wait for each other's commits
 
 tables = MetaData()
@@ -55,6 +56,7 @@ detectors = Table(
     Column("features", JSON(none_as_null=True)),
     Column("created", Float, nullable=False),
     Column("problem", String, nullable=False),
+    Column("frozen", Boolean, nullable=False, server_default=text("0")),
 )
 bundles = Table(
     "bundles",
@@ -113,6 +115,8 @@ cycles = Table(
     Column("outcome", String, nullable=False),
     Column("reason", String, nullable=False),
     Column("result", JSON, nullable=False),
+    Column("cause", String, nullable=False, server_default=""),
+    Column("operation", String, nullable=False, server_default=""),
 )
 operations = Table(
     "operations",
@@ -155,6 +159,62 @@ anomalies = Table(
     sqlite_autoincrement=True,  # an id is never used again, so that a page token never means another row
 )
 
+feedback = Table(
+    "feedback",
+    tables,
+    Column("id", Integer, primary_key=True),
+    Column("detector", _of_detector(), nullable=False),
+    Column("series", String, nullable=False),
+    Column("first_stamp", BigInteger, nullable=False),
+    Column("last_stamp", BigInteger, nullable=False),
+    Column("label", String, nullable=False),
+    Column("note", String, nullable=False),
+    Column("created", Float, nullable=False),
+    Index("ix_feedback_detector", "detector", "id"),
+    sqlite_autoincrement=True,
+)
+maintenance_windows = Table(
+    "maintenance_windows",
+    tables,
+    Column("id", Integer, primary_key=True),
+    Column("detector", _of_detector(), nullable=False),
+    Column("series", String, nullable=False),
+    Column("first_stamp", BigInteger, nullable=False),
+    Column("last_stamp", BigInteger, nullable=False),
+    Column("note", String, nullable=False),
+    Column("created", Float, nullable=False),
+    Index("ix_maintenance_windows_detector", "detector", "id"),
+    sqlite_autoincrement=True,
+)
+adoptions = Table(
+    "adoptions",
+    tables,
+    Column("id", Integer, primary_key=True),
+    Column("detector", _of_detector(), nullable=False),
+    Column("device_class", String, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("previous_version", Integer),
+    Column("cycle", Integer),
+    Column("began", Float, nullable=False),
+    Column("ended", Float),
+    Column("state", String, nullable=False),
+    Column("reason", String, nullable=False),
+    Index("ix_adoptions_detector", "detector", "id"),
+    sqlite_autoincrement=True,
+)
+paces = Table(
+    "paces",
+    tables,
+    Column("detector", _of_detector(), primary_key=True),
+    Column("what", String, primary_key=True),
+    Column("seconds", Float, nullable=False),
+    Column("points", BigInteger, nullable=False),
+    Column("begun", Integer, nullable=False),
+    Column("due", Boolean, nullable=False),
+    Column("budget", String, nullable=False),
+    Column("saved", Float, nullable=False),
+)
+
 UPGRADES = {
     1: (
         """
@@ -171,6 +231,64 @@ UPGRADES = {
         )
         """,
         "CREATE INDEX ix_anomalies_detector ON anomalies (detector, id)",
+    ),
+    2: (
+        "ALTER TABLE detectors ADD COLUMN frozen BOOLEAN NOT NULL DEFAULT 0",
+        "ALTER TABLE cycles ADD COLUMN cause VARCHAR NOT NULL DEFAULT ''",
+        "ALTER TABLE cycles ADD COLUMN operation VARCHAR NOT NULL DEFAULT ''",
+        """
+        CREATE TABLE feedback (
+            id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+            detector VARCHAR NOT NULL REFERENCES detectors (name) ON DELETE CASCADE,
+            series VARCHAR NOT NULL,
+            first_stamp BIGINT NOT NULL,
+            last_stamp BIGINT NOT NULL,
+            label VARCHAR NOT NULL,
+            note VARCHAR NOT NULL,
+            created FLOAT NOT NULL
+        )
+        """,
+        "CREATE INDEX ix_feedback_detector ON feedback (detector, id)",
+        """
+        CREATE TABLE maintenance_windows (
+            id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+            detector VARCHAR NOT NULL REFERENCES detectors (name) ON DELETE CASCADE,
+            series VARCHAR NOT NULL,
+            first_stamp BIGINT NOT NULL,
+            last_stamp BIGINT NOT NULL,
+            note VARCHAR NOT NULL,
+            created FLOAT NOT NULL
+        )
+        """,
+        "CREATE INDEX ix_maintenance_windows_detector ON maintenance_windows (detector, id)",
+        """
+        CREATE TABLE adoptions (
+            id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+            detector VARCHAR NOT NULL REFERENCES detectors (name) ON DELETE CASCADE,
+            device_class VARCHAR NOT NULL,
+            version INTEGER NOT NULL,
+            previous_version INTEGER,
+            cycle INTEGER,
+            began FLOAT NOT NULL,
+            ended FLOAT,
+            state VARCHAR NOT NULL,
+            reason VARCHAR NOT NULL
+        )
+        """,
+        "CREATE INDEX ix_adoptions_detector ON adoptions (detector, id)",
+        """
+        CREATE TABLE paces (
+            detector VARCHAR NOT NULL REFERENCES detectors (name) ON DELETE CASCADE,
+            what VARCHAR NOT NULL,
+            seconds FLOAT NOT NULL,
+            points BIGINT NOT NULL,
+            begun INTEGER NOT NULL,
+            due BOOLEAN NOT NULL,
+            budget VARCHAR NOT NULL,
+            saved FLOAT NOT NULL,
+            PRIMARY KEY (detector, what)
+        )
+        """,
     ),
 }
 """What makes a catalog of the next version out of one of this. Never changed: `tables` may go on, these may not."""

@@ -119,7 +119,7 @@ class Session:
         rows = (self._track.run or slots) if all_series else slots[index]
         outcome = await hosted.score(scorer, rows, stamps, points)
         if not self._ephemeral:
-            hosted.record(outcome, self._track.names, index, points)
+            outcome = hosted.record(outcome, self._track.names, index, points)
         return _response(request, outcome)
 
     def _check_same(self, request: pb.ScoreRequest) -> None:
@@ -237,6 +237,8 @@ def _response(request: pb.ScoreRequest, outcome: Outcome) -> pb.ScoreResponse:
         response.packed_scores = scored.score.tobytes()
     if outcome.point_versions is not None:
         response.point_versions.extend(outcome.point_versions.tolist())
+    if outcome.muted is not None:
+        response.muted_index.extend(outcome.muted.tolist())
     if request.contributions and outcome.flagged.any():
         response.flagged_index.extend(np.flatnonzero(outcome.flagged).tolist())
         response.packed_contributions = shares_of(scored.contribution[outcome.flagged]).tobytes()

@@ -55,6 +55,8 @@ class Watchers:
     def __init__(self, on_drop: Callable[[], None]) -> None:
         self._on_drop = on_drop
         self._subscriptions: set[Subscription] = set()
+        self.closed = False
+        """Nothing more will come: the process ends."""
 
     def add(self, detectors: Collection[str], limit: int = QUEUE) -> Subscription:
         """Begins to listen."""
@@ -78,5 +80,6 @@ class Watchers:
 
     def close(self) -> None:
         """Ends all subscriptions."""
+        self.closed = True
         for subscription in self._subscriptions:
             subscription.close()

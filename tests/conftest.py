@@ -21,6 +21,20 @@ QUICK_TRAINER = (sys.executable, str(Path(__file__).with_name("quick_trainer.py"
 NOW = 1_700_000_000_000_000_000
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--promise R1`: only the tests that prove that row of docs/robustness.md."""
+    parser.addoption("--promise", metavar="ID", default="", help="run the tests that prove this promise, and no others")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves the tests of one promise; none is an error of the run (exit code 5)."""
+    if not (asked := config.getoption("--promise")):
+        return
+    proving = [it for it in items if any(mark.args == (asked,) for mark in it.iter_markers("promise"))]
+    config.hook.pytest_deselected(items=[it for it in items if it not in proving])
+    items[:] = proving
+
+
 def hub_settings(folder: Path, **fields: Any) -> Settings:
     """Settings of a hub on free ports; `fields` win."""
     given: dict[str, Any] = {

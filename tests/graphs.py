@@ -9,8 +9,11 @@ from onnx import TensorProto, helper, numpy_helper
 from detectors.bundle import GRAPH, Bundle, Lineage, NetworkInfo, make_bundle
 
 
-def ewma_graph(n_features: int, alpha: float = 0.1, gain: float = 1.0) -> bytes:
-    """Score = gain * mean |x - carried mean|; contribution = |x - mean| / F; the mean moves by alpha."""
+def ewma_graph(n_features: int, alpha: float = 0.1, gain: float = 1.0, wasted: int = 0) -> bytes:
+    """Score = gain * mean |x - carried mean|; contribution = |x - mean| / F; the mean moves by alpha.
+
+    A step also multiplies matrices `wasted` times, to no effect but that it takes long.
+    """
     constants = {"alpha": alpha, "gain": gain, "width": float(n_features)}
     nodes = [
         helper.make_node("Sub", ["values", "state.mean"], ["difference"]),
@@ -21,6 +24,16 @@ def ewma_graph(n_features: int, alpha: float = 0.1, gain: float = 1.0) -> bytes:
         helper.make_node("Mul", ["difference", "alpha"], ["move"]),
         helper.make_node("Add", ["state.mean", "move"], ["state.mean.next"]),
     ]
+    if wasted:
+        nodes[4].output[0] = "sound"
+        nodes += [
+            helper.make_node("ReduceMean", ["values"], ["heat0"], keepdims=0),
+            helper.make_node("Mul", ["heat0", "matrix"], ["turn0"]),
+            *(helper.make_node("MatMul", [f"turn{i}", "matrix"], [f"turn{i + 1}"]) for i in range(wasted)),
+            helper.make_node("ReduceMean", [f"turn{wasted}"], ["heat"], keepdims=0),
+            helper.make_node("Mul", ["heat", "nothing"], ["effect"]),
+            helper.make_node("Add", ["sound", "effect"], ["score"]),
+        ]
     wide = [None, n_features]
     graph = helper.make_graph(
         nodes,
@@ -34,6 +47,8 @@ def ewma_graph(n_features: int, alpha: float = 0.1, gain: float = 1.0) -> bytes:
         [
             *(numpy_helper.from_array(np.float32(value), name) for name, value in constants.items()),
             numpy_helper.from_array(np.array([1]), "axis"),
+            *([numpy_helper.from_array(np.full((200, 200), 1 / 200, np.float32), "matrix")] if wasted else []),
+            *([numpy_helper.from_array(np.float32(1e-30), "nothing")] if wasted else []),
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -48,12 +63,13 @@ def ewma_bundle(
     *,
     alpha: float = 0.1,
     gain: float = 1.0,
+    wasted: int = 0,
     warm_up_points: int = 3,
     device_class: str = "parent",
 ) -> Bundle:
     """A whole bundle around `ewma_graph`."""
     return make_bundle(
-        {GRAPH: ewma_graph(n_features, alpha, gain)},
+        {GRAPH: ewma_graph(n_features, alpha, gain, wasted)},
         detector=detector,
         version=version,
         device_class=device_class,

@@ -21,6 +21,13 @@ CRASH = 9001
 REFUSE = 9002
 HANG = 9003
 REJECT = 9004
+FLOOD = 9005
+BROKEN = 9006
+SLOW = 9007
+HIGH = 9008
+EXHAUST = 9009
+MISBEHAVED = {FLOOD: {"gain": 500.0}, BROKEN: {"gain": float("nan")}, SLOW: {"wasted": 40}, HIGH: {"gain": 5.0}}
+"""Children that must not serve: what is wrong with each."""
 
 
 def say(**event: Any) -> None:
@@ -44,10 +51,41 @@ def facts(bundle: Bundle) -> dict[str, Any]:
 
 
 def make(job: dict[str, Any], features: int, device_class: str, gain: float) -> Bundle:
-    """Writes a bundle into the store."""
-    bundle = ewma_bundle(job["detector"], job["version"], features, gain=gain, device_class=device_class)
+    """Writes a bundle into the store; a child of some seeds misbehaves."""
+    wrong = {} if device_class == "parent" else MISBEHAVED.get(job["seed"], {})
+    how = {"gain": gain, **wrong}
+    bundle = ewma_bundle(job["detector"], job["version"], features, device_class=device_class, **how)
     write_bundle(bundle, Path(job["store"]) / "bundles" / bundle.hash)
     return bundle
+
+
+def made_round(job: dict[str, Any]) -> dict[str, Any]:
+    """The parent stays; each device class gets a child, all alike, or none."""
+    manifest = json.loads((Path(job["store"]) / "bundles" / job["parent"]["hash"] / "manifest.json").read_text())
+    width, rejected = len(manifest["features"]), job["seed"] == REJECT
+    parent = facts(ewma_bundle(job["detector"], job["parent"]["version"], width))
+    children = [
+        {
+            "device_class": it["device_class"],
+            "batch": it["budget"]["batch"],
+            "outcome": "rejected" if rejected else "adopted",
+            "reason": "nothing is fast enough" if rejected else "",
+            "parent": parent,
+            "child": None if rejected else facts(make(job, width, it["device_class"], gain=2.0)),
+            "version": None if rejected else job["version"],
+        }
+        for it in job["classes"]
+    ]
+    return {
+        "outcome": "rejected" if rejected else "adopted",
+        "reason": "nothing is fast enough" if rejected else "",
+        "parent": parent,
+        "updated": False,
+        "parent_gate": None,
+        "children": children,
+        "unpruned": job["unpruned"],
+        "version": job["version"],
+    }
 
 
 def main() -> None:
@@ -60,11 +98,16 @@ def main() -> None:
     if job["seed"] == REFUSE:
         say(event="error", type="InvalidInputError", problem="too few points.", field="data", hint="Send more.")
         sys.exit(1)
+    if job["seed"] == EXHAUST:
+        bytearray(1 << 30)
     if job["seed"] == HANG:
         time.sleep(600)
     if job["kind"] == "fit":
         parent = make(job, len(job["features"]), "parent", gain=1.0)
         say(event="result", outcome="adopted", parent=facts(parent), rows=100)
+        return
+    if job["kind"] == "round":
+        say(event="result", **made_round(job))
         return
     manifest = json.loads((Path(job["store"]) / "bundles" / job["parent"]["hash"] / "manifest.json").read_text())
     width = len(manifest["features"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import doctest
 import json
+import re
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ from server.app import Hub
 from server.catalog import Catalog
 from server.cli import main
 from server.edge import Edge, load_bundle
-from server.schema import SCHEMA_VERSION
+from server.schema import SCHEMA_VERSION, UPGRADES
 
 WARM_UP = 3
 SECOND = 10**9
@@ -574,7 +575,11 @@ def test_a_catalog_of_the_first_schema_is_upgraded(tmp_path: Path) -> None:
         catalog.create_detector("pump", {"network": "lstm"}, ["flow"])
         catalog.close()
     with sqlite3.connect(old) as connection:
-        connection.execute("DROP TABLE anomalies")
+        for statement in (it for upgrade in UPGRADES.values() for it in upgrade):
+            if made := re.search(r"CREATE TABLE (\w+)", statement):
+                connection.execute(f"DROP TABLE {made[1]}")
+            elif added := re.search(r"ALTER TABLE (\w+) ADD COLUMN (\w+)", statement):
+                connection.execute(f"ALTER TABLE {added[1]} DROP COLUMN {added[2]}")
         connection.execute("UPDATE meta SET value = '1' WHERE key = 'schema_version'")
     connection.close()
 

@@ -18,7 +18,7 @@ from detectors.errors import (
     PreconditionError,
 )
 from server.catalog import Catalog
-from server.records import BundleRow, Measurement, VersionRow
+from server.records import BundleRow, Ended, Measurement, VersionRow
 
 
 @pytest.fixture
@@ -225,11 +225,11 @@ def test_a_cycle_ends_with_what_it_published(catalog: Catalog) -> None:
     """In one transaction: adopted when its child serves, still running where that failed; the end is never changed."""
     cycle = catalog.begin_cycle("pump", "hub", "asked")
     with pytest.raises(NotFoundError):
-        publish(catalog, adopt=("elsewhere",), cycle=cycle)
+        publish(catalog, adopt=("elsewhere",), ended=[Ended(cycle, "hub", "adopted")])
     assert catalog.cycles("pump")[0].outcome == "running"
     assert catalog.versions("pump") == []
 
-    publish(catalog, cycle=cycle, result={"outcome": "adopted", "reason": "good"})
+    publish(catalog, ended=[Ended(cycle, "hub", "adopted", "good", {"outcome": "adopted", "reason": "good"})])
     catalog.end_cycle(cycle, "failed", "too late")
 
     (ended,) = catalog.cycles("pump")

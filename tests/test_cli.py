@@ -251,6 +251,9 @@ def test_pointers_move_and_stay(prunewatch, root: Path) -> None:
     code, _, err = prunewatch("prune", "pump", "--speedup", "4", "--store", root)
     assert (code, "pinned" in err) == (2, True)
     assert prunewatch("unpin", "pump", "--store", root)[0] == 0
+    assert "nothing begins by itself" in prunewatch("freeze", "pump", "--store", root)[1]
+    assert "ready, frozen" in prunewatch("show", "pump", "--store", root)[1]
+    assert "begin by themselves again" in prunewatch("unfreeze", "pump", "--store", root)[1]
     assert "version 2 serves" in prunewatch("rollback", "pump", "--to", "2", "--store", root)[1]
 
 
@@ -410,6 +413,10 @@ def test_a_server_moves_pointers(prunewatch, server: str) -> None:
     code, _, err = prunewatch("rollback", "pump", "--to", 2, "--server", server)
     assert (code, "Unpin it first" in err) == (2, True)
     assert prunewatch("unpin", "pump", "--server", server)[0] == 0
+    assert "nothing begins by itself" in prunewatch("freeze", "pump", "--server", server)[1]
+    assert "ready, frozen" in prunewatch("show", "pump", "--server", server)[1]
+    assert prunewatch("unfreeze", "pump", "--server", server)[0] == 0
+    assert "frozen" not in prunewatch("show", "pump", "--server", server)[1]
     for command in (("show", "pum"), ("rollback", "pum"), ("prune", "pum", "--speedup", 4)):
         code, _, err = prunewatch(*command, "--server", server)
         assert (code, "There are: pump" in err) == (2, True)

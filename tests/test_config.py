@@ -12,13 +12,13 @@ from detectors.errors import InvalidInputError, NotFoundError
 from server.config import (
     Budget,
     DetectorConfig,
-    Every,
     Settings,
     is_loopback,
     load_detector_config,
     load_settings,
     split_address,
 )
+from server.loop_settings import Every
 from server.quantities import format_duration, format_size, parse_duration, parse_size
 
 WHOLE = """

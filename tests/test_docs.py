@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from detectors.errors import PrunewatchError
 from detectors.stamps import Status
-from prunewatch.v1 import detectors_pb2, pruning_pb2, scoring_pb2
-from server import config
+from prunewatch.v1 import detectors_pb2, feedback_pb2, pruning_pb2, scoring_pb2
+from server import config, loop_settings
 from server.cli import app
 from server.metrics import Metrics
 from server.quantities import BYTES, SECONDS
@@ -31,13 +31,18 @@ SECTIONS = {
     "detectors.NAME.": config.DetectorConfig,
     "detectors.NAME.error.": config.ErrorSettings,
     "detectors.NAME.schedule.": config.Schedule,
+    "detectors.NAME.triggers.": config.Triggers,
     "detectors.NAME.gate.": config.Gate,
+    "detectors.NAME.parent_gate.": config.ParentGate,
+    "detectors.NAME.probation.": config.Probation,
     "detectors.NAME.history.": config.Retention,
+    "detectors.NAME.versions.": config.VersionRetention,
 }
 SERVICES = (
     *scoring_pb2.DESCRIPTOR.services_by_name.values(),
     *detectors_pb2.DESCRIPTOR.services_by_name.values(),
     *pruning_pb2.DESCRIPTOR.services_by_name.values(),
+    *feedback_pb2.DESCRIPTOR.services_by_name.values(),
 )
 
 
@@ -51,10 +56,10 @@ def test_the_sections_of_the_settings_are_all_here():
     models = {
         kind
         for kind in vars(config).values()
-        if isinstance(kind, type) and issubclass(kind, BaseModel) and kind.__module__ == config.__name__
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and kind.__module__.startswith("server.")
     }
 
-    assert models - {config._Section, config.Every} == set(SECTIONS.values())
+    assert models - {config.Section, loop_settings.Every} == set(SECTIONS.values())
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,8 @@ from pruning.table import Cost, Level, Table
 from server.app import Hub
 from server.cli import app
 from server.config import DetectorConfig
-from server.frontiers import FACTS, FRONTIERS, read_frontier, write_frontier
+from server.frontiers import FACTS, read_frontier, write_frontier
+from server.layout import FRONTIERS
 from server.publish import publish_fit
 from server.store import Store
 

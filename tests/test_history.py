@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from server.history import KEEP_REPLACED_SECONDS, History, Segment
+from server.history import KEEP_REPLACED_SECONDS, History
+from server.segments import Arrival, Segment, arrival_of, read_segment, schema_of
 from server.stretches import read_stretches
 
 FEATURES = ["flow", "pressure"]
@@ -123,6 +126,52 @@ def test_the_oldest_points_go_first(tmp_path: Path) -> None:
     small = History(tmp_path / "small", FEATURES, max_bytes=1)
     small.add_points(np.arange(5), np.zeros((5, 2), np.float32))
     assert small.rows == 5
+
+
+def test_points_go_when_they_are_too_old(tmp_path: Path) -> None:
+    """By when they arrived, whatever their stamps, give or take an eighth of the age; also after reopening."""
+    now = [1e9]
+    history = History(tmp_path, FEATURES, max_age=800, now=lambda: now[0])
+    for i in range(300):
+        now[0] += 10
+        add(history, [i])
+        history.flush()
+
+    (kept,) = runs(history)
+    assert kept[-1] == 299
+    assert 80 <= len(kept) <= 80 + 11
+
+    again = History(tmp_path, FEATURES, max_age=800, now=lambda: now[0] + 400)
+    add(again, [300])
+    again.flush()
+    (kept,) = runs(again)
+    assert kept[-1] == 300
+    assert 40 <= len(kept) <= 40 + 12
+
+
+def test_age_never_takes_the_newest_points(tmp_path: Path) -> None:
+    """A detector that nobody streamed to for a year still has what it was last fitted on."""
+    now = [1e9]
+    history = History(tmp_path, FEATURES, max_age=60, now=lambda: now[0])
+    history.add_points(np.arange(5), np.zeros((5, 2), np.float32))
+    now[0] += 1e7
+    assert History(tmp_path, FEATURES, max_age=60, now=lambda: now[0]).rows == 5
+
+    add(history, [7])
+    history.flush()
+    assert runs(history) == [[7]]
+
+
+def test_the_age_of_a_segment_survives_a_copy(tmp_path: Path) -> None:
+    """A restored backup has new file times; when points arrived stands in the file. Without that, its time counts."""
+    history = History(tmp_path, FEATURES, now=lambda: 1e9)
+    add(history, [0])
+    path = history.flush()
+    assert arrival_of(path) == Arrival(1e9, 1e9)
+
+    pq.write_table(read_segment(path, schema_of(FEATURES)), path)
+    os.utime(path, (5, 5))
+    assert arrival_of(path) == Arrival(5, 5)
 
 
 def test_points_of_a_file_are_one_segment(tmp_path: Path) -> None:

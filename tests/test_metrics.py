@@ -16,7 +16,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from prunewatch.client import Client
 from server.metrics import BUCKETS, Metrics
 
-LABELS = {"detector", "device_class", "status", "method", "code", "quantile", "kind", "trigger", "outcome"}
+LABELS = {
+    *("detector", "device_class", "status", "method", "code"),
+    *("quantile", "kind", "trigger", "outcome", "state"),
+}
 INFO_LABELS = {"version", "bundle", "network", "python", "onnxruntime"}
 
 

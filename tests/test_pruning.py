@@ -15,20 +15,21 @@ from detectors.bundle import Lineage
 from detectors.errors import InvalidInputError, PreconditionError
 from detectors.runtime import Runtime
 from detectors.training.export import step_graph, to_bundle
-from detectors.training.fit import FitOptions, fit, silent
+from detectors.training.fit import FitOptions, fit
 from detectors.training.fitted import Fitted, load, save
 from detectors.training.stretches import Stretches
 from pruning import cycle as cycle_module
 from pruning import search, table
-from pruning.cycle import Candidate, CycleOptions, prune, require_prunable, run_cycle, split, update
+from pruning.cycle import Candidate, CycleOptions, prune, require_prunable, run_cycle, split
 from pruning.damage import most_important
 from pruning.frontier import FrontierOptions, build_frontier
 from pruning.gate import GateLimits, trimmed_error
 from pruning.groups import prunable
-from pruning.outcome import Budget, Latency
+from pruning.outcome import Budget, Check, Gate, Latency
 from pruning.search import stages
 from pruning.structures import Structure
 from pruning.table import Table
+from pruning.update import updated
 
 TRAINED = 150  # updates: enough for units to matter differently
 ROOMY = Budget(size_bytes=1 << 30, batch=16)
@@ -246,10 +247,23 @@ def test_a_parent_that_is_hardly_better_is_no_new_one() -> None:
     parent = fitted("lstm", updates=TRAINED, width=32)
     training, held_out = split(parent, Stretches.of([RECENT]))
 
-    kept, updated = update(parent, training, held_out, CycleOptions(updates=2), silent)
+    kept = updated(parent, training, held_out, updates=2)
 
-    assert kept is parent
-    assert updated is False
+    assert kept.parent.network is parent.network
+    assert kept.changed is False
+
+
+def test_a_parent_that_its_gate_refuses_ends_the_cycle() -> None:
+    """Nothing is pruned from it, and the reason names the check."""
+    check = Check("movement", 2.0, 1.0, False, "it has moved too far")
+
+    _, candidate, _ = cycle(
+        "lstm", middle("lstm"), update_parent=True, updates=4, parent_judge=lambda _it: Gate((check,))
+    )
+
+    assert candidate.outcome.outcome == "rejected"
+    assert candidate.outcome.reason == "the updated parent: it has moved too far"
+    assert candidate.child is None
 
 
 def test_a_dry_run_trains_nothing() -> None:

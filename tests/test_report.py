@@ -387,7 +387,8 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 KEYS = {
-    *("detector", "time", "cycle", "device_class", "trigger", "started_seconds", "ended_seconds", "outcome", "reason"),
+    *("detector", "time", "cycle", "device_class", "trigger", "cause", "started_seconds", "ended_seconds"),
+    *("outcome", "reason", "adoption", "adoption_reason"),
     *("lineage", "parent", "child", "best_reachable", "plan", "gate", "removed", "levers", "cost", "sensors", "stages"),
 }
 

@@ -135,6 +135,7 @@ BAD = {
 POLICY = StampPolicy(max_ahead=1000)
 
 
+@pytest.mark.promise("I3")
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize("make", [ewma, lambda: network("lstm", 1), lambda: network("autoencoder", 1)])
 def test_a_bad_point_changes_nothing(name: str, make) -> None:

@@ -152,6 +152,7 @@ BAD = {
 }
 
 
+@pytest.mark.promise("I2")
 @pytest.mark.parametrize("change", BAD)
 async def test_bad_requests_name_the_field_and_change_nothing(pump: Hub, change: str) -> None:
     """What can not be used is INVALID_ARGUMENT with the field's name, and no series has changed or appeared."""

@@ -453,7 +453,7 @@ async def test_cycles_run_by_themselves_after_so_many_points(tmp_path: Path) -> 
     settings = hub_settings(
         tmp_path,
         device_classes={"hub": {"p99": "2ms"}},
-        detectors={"pump": {"features": ["f1", "f2"], "schedule": {"prune_every": "50 points"}}},
+        detectors={"pump": {"features": ["f1", "f2"], "schedule": {"prune_every": "50 points", "jitter": 0}}},
     )
     hub = Hub(settings, trainer=QUICK_TRAINER)
     await hub.start()
@@ -478,10 +478,10 @@ async def test_cycles_run_by_the_clock_and_a_restart_does_not_repeat_them(tmp_pa
     settings = hub_settings(
         tmp_path,
         device_classes={"hub": {"p99": "2ms"}},
-        detectors={"pump": {"features": ["f1", "f2"], "schedule": {"prune_every": "1h"}}},
+        detectors={"pump": {"features": ["f1", "f2"], "schedule": {"prune_every": "1h", "jitter": 0}}},
     )
     counts = []
-    hub = Hub(settings, trainer=QUICK_TRAINER, clock=lambda: now[0])
+    hub = Hub(settings, trainer=QUICK_TRAINER, clock=lambda: now[0], monotonic=lambda: now[0])
     hub.store.catalog.clock = lambda: now[0]
     await hub.start()
     async with Client(f"127.0.0.1:{hub.listener.port}") as client:
@@ -492,7 +492,7 @@ async def test_cycles_run_by_the_clock_and_a_restart_does_not_repeat_them(tmp_pa
             await eventually(lambda: asyncio.sleep(0, not hub.maintenance.is_busy("pump")))
             counts.append(len(await client.cycles("pump")))
     await hub.stop()
-    hub = Hub(settings, trainer=QUICK_TRAINER, clock=lambda: now[0])
+    hub = Hub(settings, trainer=QUICK_TRAINER, clock=lambda: now[0], monotonic=lambda: now[0])
     hub.store.catalog.clock = lambda: now[0]
     await hub.start()
     for seconds in (0, 1):

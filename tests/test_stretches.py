@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detectors.errors import PreconditionError
 from server.history import History
-from server.stretches import read_stretches
+from server.spans import Said, Span
+from server.stretches import Stretch, read_stretches, some_of
 
 FEATURES = ["flow", "pressure"]
 
@@ -99,6 +101,122 @@ def test_points_of_files_and_of_streams_can_be_told_apart(tmp_path: Path) -> Non
     assert runs(history) == [[0, 1, 2], [7, 8]]
 
 
+def test_labelled_anomalies_are_left_out_with_their_neighbours(tmp_path: Path) -> None:
+    """Flagged or not; a label without a series is about all of them, imported ones too."""
+    history = History(tmp_path, FEATURES)
+    history.add_points(np.arange(10), np.zeros((10, 2), np.float32))
+    add(history, range(10), series="a")
+    add(history, range(10), series="b")
+    history.flush()
+    everywhere = Said(labels=((Span("", 4, 5), "anomaly"),))
+    only_a = Said(labels=((Span("a", 4, 5), "anomaly"),))
+
+    assert runs(history, guard=1, said=everywhere) == [[0, 1, 2], [7, 8, 9]] * 3
+    assert runs(history, guard=1, said=only_a) == [list(range(10)), [0, 1, 2], [7, 8, 9], list(range(10))]
+
+
+def test_points_that_are_normal_after_all_come_back(tmp_path: Path) -> None:
+    """With their neighbours, but for those that lie near another flag; the label's own points always do."""
+    history = History(tmp_path, FEATURES)
+    add(history, range(20), flagged=[5, 12])
+    history.flush()
+
+    def learned(*spans: tuple[int, int]) -> list[list[int]]:
+        return runs(history, guard=4, said=Said(labels=tuple((Span("", *span), "normal") for span in spans)))
+
+    assert learned() == [[0], [17, 18, 19]]
+    assert learned((5, 5)) == [list(range(8)), [17, 18, 19]]
+    assert learned((5, 5), (12, 12)) == [list(range(20))]
+    assert learned((10, 10)) == [[0], [10], [17, 18, 19]]
+
+
+def test_the_newest_label_of_a_point_counts(tmp_path: Path) -> None:
+    """Somebody may take a second look."""
+    history = History(tmp_path, FEATURES)
+    add(history, range(6), flagged=[2])
+    history.flush()
+    normal, anomaly = (Span("", 2, 2), "normal"), (Span("", 2, 3), "anomaly")
+
+    assert runs(history, said=Said(labels=(normal, anomaly))) == [[0, 1], [4, 5]]
+    assert runs(history, said=Said(labels=(anomaly, normal))) == [[0, 1, 2], [4, 5]]
+
+
+def test_maintenance_is_not_learned_from(tmp_path: Path) -> None:
+    """Not even what is labelled normal in it."""
+    history = History(tmp_path, FEATURES)
+    add(history, range(8))
+    history.flush()
+
+    said = Said(labels=((Span("", 3, 3), "normal"),), windows=(Span("a", 2, 4),))
+
+    assert runs(history, guard=1, said=said) == [[0, 1], [5, 6, 7]]
+    assert runs(history, said=Said(windows=(Span("b", 0, 9),))) == [list(range(8))]
+    assert Said.from_json(json.loads(json.dumps(said.to_json()))) == said
+
+
+LABELS = st.lists(
+    st.tuples(
+        st.builds(
+            lambda s, a, n: Span(s, a, a + n), st.sampled_from(["", "a", "b"]), st.integers(0, 3), st.integers(0, 2)
+        ),
+        st.sampled_from(["anomaly", "normal"]),
+    ),
+    max_size=4,
+)
+
+
+@settings(deadline=None)  # files are written
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.booleans(), st.integers(0, 4)), min_size=1, max_size=25),
+    LABELS,
+    LABELS,
+    st.integers(0, 2),
+)
+def test_what_people_said_counts_as_a_plain_loop_says(tmp_path_factory, points, labels, windows, guard: int) -> None:
+    """Whatever mix of flags, labels and windows: the same points are learned from as by point-by-point code."""
+    history = History(tmp_path_factory.mktemp("drawn"), FEATURES)
+    n = len(points)
+    names, flagged, stamps = ([point[i] for point in points] for i in range(3))
+    values = np.column_stack([np.arange(n), np.zeros(n)]).astype(np.float32)
+    history.append(names, np.array(stamps, np.int64), values, np.zeros(n, np.float32), np.array(flagged))
+    history.flush()
+    said = Said(labels=tuple(labels), windows=tuple(span for span, _ in windows))
+
+    def inside(i: int, span: Span) -> bool:
+        return span.series in {"", names[i]} and span.first <= stamps[i] <= span.last
+
+    def label(i: int) -> str | None:
+        return next((label for span, label in reversed(labels) if inside(i, span)), None)
+
+    def bad(i: int) -> bool:
+        return label(i) == "anomaly" or (flagged[i] and label(i) is None)
+
+    expected = set()
+    for name in "ab":
+        rows = [i for i in range(n) if names[i] == name]
+        for at, i in enumerate(rows):
+            near = any(bad(j) for j in rows[max(at - guard, 0) : at + guard + 1])
+            muted = any(inside(i, span) for span in said.windows)
+            if not muted and (label(i) == "normal" or not near):
+                expected.add(i)
+
+    found = read_stretches(history.paths(), FEATURES, guard=guard, said=said)
+    assert {int(i) for stretch in found for i in stretch.values[:, 0]} == expected
+
+
+def test_some_stretches_are_drawn_whole_and_evenly() -> None:
+    """No more points than asked for; the same seed draws the same; none is preferred for its place."""
+    every = [Stretch(np.full(10, i), np.zeros((10, 1), np.float32)) for i in range(20)]
+
+    drawn = [[int(it.stamps[0]) for it in some_of(every, 55, seed)] for seed in range(200)]
+
+    assert {len(places) for places in drawn} == {5}
+    assert drawn[0] == sorted(drawn[0]) == [int(it.stamps[0]) for it in some_of(every, 55, 0)]
+    assert np.bincount(np.concatenate(drawn), minlength=20).min() > 25
+    assert len(some_of(every, 1000, 0)) == 20
+
+
+@settings(deadline=None)  # files are written
 @given(
     st.lists(st.tuples(st.sampled_from("ab"), st.booleans(), st.booleans(), st.integers(0, 3)), max_size=30),
     st.integers(0, 3),

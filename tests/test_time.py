@@ -205,6 +205,7 @@ def test_a_swap_under_way_notices_that_a_series_began_anew() -> None:
     np.testing.assert_allclose(after.score, wanted.score[60:], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.promise("I3")
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.lists(st.integers(-3, 12), min_size=1, max_size=120), st.integers(1, 40))
 def test_replaying_any_prefix_gives_the_same_scores(steps, cut: int) -> None:

@@ -28,19 +28,23 @@ from prunewatch.replies import (
     Scores,
     ServiceError,
     anomaly_of,
-    cycle_json,
+    book_json,
     detector_json,
     failed_message,
     frontier_json,
+    label_json,
     result_json,
     scores_of,
     service_error,
     status_error,
     version_json,
+    window_json,
 )
 from prunewatch.v1 import (
     detectors_pb2,
     detectors_pb2_grpc,
+    feedback_pb2,
+    feedback_pb2_grpc,
     pruning_pb2,
     pruning_pb2_grpc,
     scoring_pb2,
@@ -89,6 +93,7 @@ class Client:
         self._scoring: Any = scoring_pb2_grpc.ScoringServiceStub(self._channel)
         self._detectors: Any = detectors_pb2_grpc.DetectorServiceStub(self._channel)
         self._pruning: Any = pruning_pb2_grpc.PruningServiceStub(self._channel)
+        self._feedback: Any = feedback_pb2_grpc.FeedbackServiceStub(self._channel)
         self._operations: Any = operations_pb2_grpc.OperationsStub(self._channel)
 
     async def __aenter__(self) -> Self:
@@ -258,28 +263,120 @@ class Client:
                 if not (token := page.next_page_token):
                     return found[::-1]
 
-    async def delete(self, detector: str) -> None:
+    # An `etag` is that of the detector as it was last read: where somebody else has changed it since, the call is
+    # refused with ABORTED. Without one it is changed as it is.
+
+    async def delete(self, detector: str, *, etag: str = "") -> None:
         """Deletes a detector with its versions and history."""
         with _errors():
-            await self._detectors.DeleteDetector(detectors_pb2.DeleteDetectorRequest(name=_name(detector)))
+            await self._detectors.DeleteDetector(detectors_pb2.DeleteDetectorRequest(name=_name(detector), etag=etag))
 
-    async def pin(self, detector: str, device_class: str = "hub") -> dict[str, Any]:
+    async def freeze(self, detector: str, *, etag: str = "") -> dict[str, Any]:
+        """Stops all fits and cycles that would begin by themselves; what serves goes on."""
+        request = detectors_pb2.FreezeDetectorRequest(name=_name(detector), etag=etag)
+        with _errors():
+            return detector_json(await self._detectors.FreezeDetector(request))
+
+    async def unfreeze(self, detector: str, *, etag: str = "") -> dict[str, Any]:
+        """Lets fits and cycles begin by themselves again."""
+        request = detectors_pb2.UnfreezeDetectorRequest(name=_name(detector), etag=etag)
+        with _errors():
+            return detector_json(await self._detectors.UnfreezeDetector(request))
+
+    async def pin(self, detector: str, device_class: str = "hub", *, etag: str = "") -> dict[str, Any]:
         """Keeps a device class on what it serves."""
-        request = detectors_pb2.PinVersionRequest(name=_name(detector), device_class=device_class)
+        request = detectors_pb2.PinVersionRequest(name=_name(detector), device_class=device_class, etag=etag)
         with _errors():
             return detector_json(await self._detectors.PinVersion(request))
 
-    async def unpin(self, detector: str, device_class: str = "hub") -> dict[str, Any]:
+    async def unpin(self, detector: str, device_class: str = "hub", *, etag: str = "") -> dict[str, Any]:
         """Lets a device class adopt new versions again."""
-        request = detectors_pb2.UnpinVersionRequest(name=_name(detector), device_class=device_class)
+        request = detectors_pb2.UnpinVersionRequest(name=_name(detector), device_class=device_class, etag=etag)
         with _errors():
             return detector_json(await self._detectors.UnpinVersion(request))
 
-    async def roll_back(self, detector: str, version: int | None = None, device_class: str = "hub") -> dict[str, Any]:
+    async def roll_back(
+        self, detector: str, version: int | None = None, device_class: str = "hub", *, etag: str = ""
+    ) -> dict[str, Any]:
         """Makes a device class serve an earlier version; without one, that before."""
-        request = detectors_pb2.RollBackRequest(name=_name(detector), device_class=device_class, version=version or 0)
+        request = detectors_pb2.RollBackRequest(
+            name=_name(detector), device_class=device_class, version=version or 0, etag=etag
+        )
         with _errors():
             return detector_json(await self._detectors.RollBack(request))
+
+    # what people say
+
+    async def add_label(
+        self, detector: str, label: str, first_stamp: int, last_stamp: int, *, series: str = "", note: str = ""
+    ) -> dict[str, Any]:
+        """Says what points are, `anomaly` or `normal`; the newest label of a point counts.
+
+        Args:
+            detector: Its name.
+            label: What they are.
+            first_stamp: Of the first point.
+            last_stamp: Of the last.
+            series: Only of this series; empty: of all.
+            note: Why.
+        """
+        feedback = feedback_pb2.Feedback(
+            series=series,
+            first_stamp=first_stamp,
+            last_stamp=last_stamp,
+            label=feedback_pb2.Label.Value(f"LABEL_{label.upper()}"),
+            note=note,
+        )
+        request = feedback_pb2.CreateFeedbackRequest(parent=_name(detector), feedback=feedback)
+        with _errors():
+            return label_json(await self._feedback.CreateFeedback(request))
+
+    async def labels(self, detector: str) -> Any:
+        """All labels of a detector, newest first."""
+        found: Any = []
+        request = feedback_pb2.ListFeedbackRequest(parent=_name(detector), page_size=LARGEST_PAGE)
+        with _errors():
+            while True:
+                page = await self._feedback.ListFeedback(request)
+                found += map(label_json, page.feedback)
+                if not (token := page.next_page_token):
+                    return found
+                request.page_token = token
+
+    async def delete_label(self, detector: str, number: int) -> None:
+        """Takes a label back."""
+        request = feedback_pb2.DeleteFeedbackRequest(name=f"{_name(detector)}/feedback/{number}")
+        with _errors():
+            await self._feedback.DeleteFeedback(request)
+
+    async def add_window(
+        self, detector: str, first_stamp: int, last_stamp: int, *, series: str = "", note: str = ""
+    ) -> dict[str, Any]:
+        """Plans or notes a maintenance window: no alarms, no learning; arguments as of `add_label`."""
+        window = feedback_pb2.MaintenanceWindow(
+            series=series, first_stamp=first_stamp, last_stamp=last_stamp, note=note
+        )
+        request = feedback_pb2.CreateMaintenanceWindowRequest(parent=_name(detector), maintenance_window=window)
+        with _errors():
+            return window_json(await self._feedback.CreateMaintenanceWindow(request))
+
+    async def windows(self, detector: str) -> Any:
+        """All maintenance windows of a detector, newest first."""
+        found: Any = []
+        request = feedback_pb2.ListMaintenanceWindowsRequest(parent=_name(detector), page_size=LARGEST_PAGE)
+        with _errors():
+            while True:
+                page = await self._feedback.ListMaintenanceWindows(request)
+                found += map(window_json, page.maintenance_windows)
+                if not (token := page.next_page_token):
+                    return found
+                request.page_token = token
+
+    async def delete_window(self, detector: str, number: int) -> None:
+        """Takes a maintenance window back."""
+        name = f"{_name(detector)}/maintenanceWindows/{number}"
+        with _errors():
+            await self._feedback.DeleteMaintenanceWindow(feedback_pb2.DeleteMaintenanceWindowRequest(name=name))
 
     # fits and cycles
 
@@ -414,19 +511,17 @@ class Client:
         """The last cycles of a detector, newest first."""
         with _errors():
             page = await self._pruning.ListCycles(pruning_pb2.ListCyclesRequest(parent=_name(detector)))
-        return [
-            {
-                "id": int(it.name.rpartition("/")[2]),
-                "device_class": it.device_class,
-                "trigger": it.trigger,
-                "started_seconds": it.start_time.seconds + it.start_time.nanos / 1e9,
-                "ended_seconds": it.end_time.seconds + it.end_time.nanos / 1e9 if it.HasField("end_time") else None,
-                "outcome": it.outcome,
-                "reason": it.reason,
-                "result": cycle_json(it.result) if it.HasField("result") else None,
-            }
-            for it in page.cycles
-        ]
+        return [book_json(it) for it in page.cycles]
+
+    async def watch_cycles(self, detector: str, *, newest: int = 10) -> AsyncIterator[dict[str, Any]]:
+        """The newest cycles of a detector, oldest first, then each change of one as it happens.
+
+        Each is as of `cycles`, with `stage`, `done` and `message` of what it is doing (empty: it has ended).
+        """
+        request = pruning_pb2.WatchCyclesRequest(parent=_name(detector), newest=newest)
+        with _errors():
+            async for it in self._pruning.WatchCycles(request):
+                yield {**book_json(it.cycle), "stage": it.stage, "done": it.done, "message": it.message}
 
     async def wait_operation(self, name: str, on_progress: Progress | None = None) -> dict[str, Any]:
         """Waits until a fit, cycle or frontier has ended; returns its result as the command line prints it.

@@ -14,7 +14,7 @@ from google.protobuf import json_format
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from numpy.typing import NDArray
 
-from prunewatch.v1 import detectors_pb2, pruning_pb2, scoring_pb2
+from prunewatch.v1 import detectors_pb2, feedback_pb2, pruning_pb2, scoring_pb2
 
 DETAILS = "grpc-status-details-bin"
 
@@ -70,6 +70,7 @@ class Scores:
         version: That scored; 0 while the detector learns.
         point_versions: [N].
         contributions: By index of an anomaly, [F] shares of the error; only when asked for.
+        muted: Indexes of points that have reached the threshold in a maintenance window: no anomalies.
         sequence: Number of the message in a stream.
         error: Why a message of a stream could not be used; the arrays are empty then.
     """
@@ -80,6 +81,7 @@ class Scores:
     version: int
     point_versions: NDArray[np.int64]
     contributions: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
+    muted: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     sequence: int = 0
     error: ServiceError | None = None
 
@@ -87,6 +89,7 @@ class Scores:
     def anomalies(self) -> NDArray[np.bool_]:
         """[N]; whether the point is one."""
         flags: NDArray[np.bool_] = self.scores >= np.float32(self.threshold)
+        flags[self.muted] = False
         return flags
 
 
@@ -103,6 +106,7 @@ def scores_of(response: scoring_pb2.ScoreResponse, sequence: int = 0) -> Scores:
         version=response.version,
         point_versions=versions if len(versions) else np.full(len(scores), response.version, np.int64),
         contributions=dict(zip(flagged, shares, strict=True)),
+        muted=np.array(response.muted_index, np.int64),
         sequence=sequence,
     )
 
@@ -175,6 +179,8 @@ def detector_json(message: detectors_pb2.Detector) -> dict[str, Any]:
             }
             for it in message.served
         ],
+        "frozen": message.frozen,
+        "etag": message.etag,
     }
 
 
@@ -199,6 +205,24 @@ def result_json(operation: operations_pb2.Operation) -> dict[str, Any]:
         return frontier_json(frontier)
     operation.response.Unpack(cycle)
     return cycle_json(cycle)
+
+
+def book_json(cycle: pruning_pb2.Cycle) -> dict[str, Any]:
+    """A cycle of the book."""
+    return {
+        "id": int(cycle.name.rpartition("/")[2]),
+        "device_class": cycle.device_class,
+        "trigger": cycle.trigger,
+        "cause": cycle.cause,
+        "operation": cycle.operation,
+        "started_seconds": cycle.start_time.seconds + cycle.start_time.nanos / 1e9,
+        "ended_seconds": cycle.end_time.seconds + cycle.end_time.nanos / 1e9 if cycle.HasField("end_time") else None,
+        "outcome": cycle.outcome,
+        "reason": cycle.reason,
+        "adoption": cycle.adoption,
+        "adoption_reason": cycle.adoption_reason,
+        "result": cycle_json(cycle.result) if cycle.HasField("result") else None,
+    }
 
 
 def cycle_json(cycle: pruning_pb2.CycleResult) -> dict[str, Any]:
@@ -242,6 +266,23 @@ def frontier_json(message: pruning_pb2.Frontier) -> dict[str, Any]:
             }
             for it in message.points
         ],
+    }
+
+
+def label_json(message: feedback_pb2.Feedback) -> dict[str, Any]:
+    """A label as `prunewatch feedback --json` says it."""
+    return {**window_json(message), "label": feedback_pb2.Label.Name(message.label).removeprefix("LABEL_").lower()}
+
+
+def window_json(message: feedback_pb2.Feedback | feedback_pb2.MaintenanceWindow) -> dict[str, Any]:
+    """A maintenance window as `prunewatch maintenance --json` says it."""
+    return {
+        "id": int(message.name.rpartition("/")[2]),
+        "series": message.series,
+        "first_stamp": message.first_stamp,
+        "last_stamp": message.last_stamp,
+        "note": message.note,
+        "created_seconds": message.create_time.seconds + message.create_time.nanos / 1e9,
     }
 
 

@@ -34,7 +34,7 @@ class Wanted:
         Raises:
             InvalidInputError: one is no stamp, or not one of this detector, or the end comes before the start.
         """
-        start, end = _stamp("--since", self.since, index=index), _stamp("--until", self.until, index=index)
+        start, end = asked_stamp("--since", self.since, index=index), asked_stamp("--until", self.until, index=index)
         if start is not None and end is not None and end < start:
             raise InvalidInputError(f"{self.until} is before --since {self.since}.", field="--until")
         return start, end
@@ -73,7 +73,7 @@ def anomalies(
     root = store_path(store, server)
     wanted = Wanted(name, series, since, until, limit)
     for option, text in (("--since", since), ("--until", until)):
-        _stamp(option, text, index=False)  # before anything is asked
+        asked_stamp(option, text, index=False)  # before anything is asked
     if server is None:
         found = anomalies_in_store(root, wanted)
     else:
@@ -118,7 +118,12 @@ def described(anomaly: Any, contributions: Mapping[str, float], found_seconds: f
     }
 
 
-def _stamp(option: str, text: str | None, *, index: bool) -> int | None:
+def asked_stamp(option: str, text: str | None, *, index: bool) -> int | None:
+    """A time of the command line as a stamp of a detector that counts rows (`index`) or has times.
+
+    Raises:
+        InvalidInputError: it is none; `option` says where it stood.
+    """
     if text is None:
         return None
     if index and not is_integer(text):

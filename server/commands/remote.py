@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from detectors.errors import AlreadyExistsError, InvalidInputError, PreconditionError, PrunewatchError
 from prunewatch.client import Batch, Client, ServiceError
 from server.commands.anomalies import Wanted, described
+from server.commands.feedback import Remark, shown
 from server.commands.frontier import Sought
 from server.commands.progress import Report
 from server.commands.prune import Asked
 from server.commands.report import choose, reported
-from server.config import Every, load_detector_config, split_address
+from server.config import load_detector_config, split_address
 from server.csv_input import Table, joined
+from server.loop_settings import Every
 from server.quantities import parse_duration
 from server.scores_csv import Scores
 
@@ -202,6 +204,23 @@ async def anomalies(client: Client, wanted: Wanted) -> dict[str, Any]:
         "time": time,
         "anomalies": [described(it, it.contributions, it.found_seconds) async for it in found],
     }
+
+
+async def say(client: Client, remark: Remark) -> dict[str, Any]:
+    """Says something of points, takes it back or lists what was said; see `server.commands.feedback`."""
+    name, series, note = remark.name, remark.series, remark.note
+    time, rows = (await client.get(name))["time"], []
+    if remark.delete is not None:
+        await (client.delete_label if remark.label else client.delete_window)(name, remark.delete)
+    elif remark.times is None:
+        rows = await (client.labels if remark.label else client.windows)(name)
+    elif remark.label is not None:
+        first, last = remark.stamps(index=time == "index")
+        rows = [await client.add_label(name, remark.label, first, last, series=series, note=note)]
+    else:
+        first, last = remark.stamps(index=time == "index")
+        rows = [await client.add_window(name, first, last, series=series, note=note)]
+    return shown(remark, time, rows)
 
 
 async def prune(client: Client, asked: Asked, batch: int | None, report: Report) -> dict[str, Any]:

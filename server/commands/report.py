@@ -44,6 +44,12 @@ if TYPE_CHECKING:
 CYCLES = 1000  # the newest, that are looked through
 DATA = ("data_rows", "data_first_stamp", "data_last_stamp")
 STAGES = ("update", "frontier", "search", "prune", "fine-tune", "calibrate", "measure", "gate", "report")
+PROVED = {"probation": "It is on probation", "kept": "It was kept", "rolled_back": "It was rolled back"}
+TOLD = (
+    *("device_class", "trigger", "cause", "started_seconds", "ended_seconds"),
+    *("outcome", "reason", "adoption", "adoption_reason"),
+)
+"""Of a cycle, as the book has it."""
 ENDED = {
     "adopted": "was adopted",
     "rejected": "was rejected",
@@ -104,14 +110,21 @@ def report_in_store(root: Path, name: str, device_class: str, cycle: int | None)
         PreconditionError: no cycle has built a child for the class.
     """
     require_hub("sqlalchemy")
+    from server.cycle_watch import cycle_states
     from server.store import Store
 
     with Store.open(root, create=False) as store:
         detector = store.catalog.get_detector(name)
-        rows = [asdict(row) for row in store.catalog.cycles(name, CYCLES)]
         cycles = [
-            {**row, "started_seconds": row["started"], "ended_seconds": row["ended"], "result": row["result"] or None}
-            for row in rows
+            {
+                **asdict(it.row),
+                "started_seconds": it.row.started,
+                "ended_seconds": it.row.ended,
+                "result": it.row.result or None,
+                "adoption": it.adoption.state if it.adoption else "",
+                "adoption_reason": it.adoption.reason if it.adoption else "",
+            }
+            for it in cycle_states(store.catalog, name, CYCLES)
         ]
         chosen = choose(name, cycles, device_class, cycle)
         child = (chosen["result"] or {}).get("child") or {}
@@ -184,10 +197,7 @@ def reported(name: str, time: str, cycle: Mapping[str, Any], lineage: Mapping[st
         "detector": name,
         "time": time,
         "cycle": cycle["id"],
-        **{
-            key: cycle[key]
-            for key in ("device_class", "trigger", "started_seconds", "ended_seconds", "outcome", "reason")
-        },
+        **{key: cycle[key] for key in TOLD},
         "lineage": {
             "parent_hash": parent.get("hash"),
             "parent_version": parent.get("version"),
@@ -242,9 +252,12 @@ def _headline(described: Mapping[str, Any]) -> str:
     version = f" as version {described['child']['version']}" if described["outcome"] == "adopted" else ""
     begun = datetime.fromtimestamp(described["started_seconds"], UTC)
     reason = f": {described['reason']}" if described["reason"] else ""
+    cause = f": {described['cause']}" if described["cause"] else ""
+    proved, why = PROVED.get(described["adoption"], ""), described["adoption_reason"]
     return printable(
         f"{described['detector']}, {described['device_class']}: cycle {described['cycle']} of {begun:%Y-%m-%d %H:%M} "
-        f"({described['trigger']}): {described['outcome']}{version}{reason or '.'}"
+        f"({described['trigger']}{cause}): {described['outcome']}{version}{reason or '.'}"
+        + (f" {proved}{f': {why}' if why else '.'}" if proved else "")
     )
 
 
@@ -260,11 +273,10 @@ def _lineage_text(described: Mapping[str, Any]) -> str:
     if lineage["seed"] is not None:
         made.append(f"seed {lineage['seed']}")
     if lineage["data_rows"]:
-        first, last = (
-            str(stamp) if described["time"] == "index" else stamp_text(stamp)
-            for stamp in (lineage["data_first_stamp"], lineage["data_last_stamp"])
-        )
-        made.append(f"{lineage['data_rows']:,} points from {first} to {last}")
+        stamps = [lineage["data_first_stamp"], lineage["data_last_stamp"]]
+        known = [str(it) if described["time"] == "index" else stamp_text(it) for it in stamps if it is not None]
+        span = f" from {known[0]} to {known[1]}" if len(known) == len(stamps) else ""
+        made.append(f"{lineage['data_rows']:,} points{span}")
     return f"  {', '.join(made)}"
 
 

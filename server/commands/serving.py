@@ -1,4 +1,4 @@
-"""`prunewatch rollback`, `pin`, `unpin` and `delete`: what serves, and whether it exists."""
+"""`prunewatch rollback`, `pin`, `unpin`, `freeze`, `unfreeze` and `delete`: what serves, and whether it changes."""
 
 from __future__ import annotations
 
@@ -41,8 +41,9 @@ def rollback(
 ) -> None:
     """Let an earlier version serve again.
 
-    Versions are never changed or removed, so this only moves a pointer; doing it twice comes back. The next cycle may
-    adopt a new version again, unless you `prunewatch pin` it.
+    Versions are never changed, so this only moves a pointer; doing it twice comes back. The next cycle may adopt a new
+    version again, unless you `prunewatch pin` it. Old versions are let go after a while (`versions: keep`), never one
+    that serves or served before.
 
         prunewatch rollback pump
         prunewatch rollback pump --to 1
@@ -88,6 +89,38 @@ def unpin(
 
         version = remote.served(remote.ask(server, lambda client: client.unpin(name, device_class)), device_class)
     typer.echo(f"{name}: version {version} serves on {device_class}, others may follow")
+
+
+def freeze(name: NameArgument, store: StoreOption = None, server: ServerOption = None) -> None:
+    """Stop all fits and cycles that would begin by themselves, until `prunewatch unfreeze`.
+
+    What serves goes on, and what you ask for is done. Use it while you look into something, or during a change of the
+    plant that the detector should not learn.
+
+        prunewatch freeze pump --server 127.0.0.1:8001
+    """
+    _set_frozen(name, store, server, frozen=True)
+    typer.echo(f"{name}: frozen, nothing begins by itself")
+
+
+def unfreeze(name: NameArgument, store: StoreOption = None, server: ServerOption = None) -> None:
+    """Let fits and cycles begin by themselves again.
+
+    prunewatch unfreeze pump --server 127.0.0.1:8001
+    """
+    _set_frozen(name, store, server, frozen=False)
+    typer.echo(f"{name}: fits and cycles begin by themselves again")
+
+
+def _set_frozen(name: str, store: Path | None, server: str | None, *, frozen: bool) -> None:
+    root = store_path(store, server)
+    if server is None:
+        with _opened(root) as it:
+            it.catalog.set_frozen(name, frozen=frozen)
+    else:
+        from server.commands import remote
+
+        remote.ask(server, lambda client: client.freeze(name) if frozen else client.unfreeze(name))
 
 
 def delete(

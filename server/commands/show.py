@@ -44,9 +44,11 @@ def show(
 
 def _headline(described: dict[str, Any]) -> str:
     problem = f" ({described['problem']})" if described["problem"] else ""
+    frozen = ", frozen" if described["frozen"] else ""
     features = described["features"]
     return (
-        f"{described['name']}: {described['network']}, {described['state']}{problem}, {len(features)} features, "
+        f"{described['name']}: {described['network']}, {described['state']}{problem}{frozen}, "
+        f"{len(features)} features, "
         f"threshold {described['threshold']:.4g} (false alarm rate {described['false_alarm_rate']:g}), "
         f"{described['history_points']:,} points kept"
     )

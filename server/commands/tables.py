@@ -14,7 +14,15 @@ from rich.text import Text
 from server.csv_input import iso_text
 from server.quantities import format_duration, format_size
 
-CHECKS = ("size", "error", "alarms", "alarm rate", "tail", "injected")  # in the order of the gate, after times
+CHECKS = (
+    "size",
+    "error",
+    "alarms",
+    "alarm rate",
+    "tail",
+    "injected",
+    "labelled",
+)  # in the order of the gate, after times
 DATED = 31_536_000 * 10**9  # nanoseconds: whole numbers below are seconds or counts of a file, not dates of 1970
 
 

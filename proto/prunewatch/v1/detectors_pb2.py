@@ -28,63 +28,67 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprunewatch/v1/detectors.proto\x12\rprunewatch.v1\x1a#google/longrunning/operations.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb1\x03\n\x0e\x44\x65tectorConfig\x12\x0f\n\x07network\x18\x01 \x01(\t\x12(\n\x07options\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x03(\t\x12\x16\n\x0e\x64\x65vice_classes\x18\x04 \x03(\t\x12\x1d\n\x10\x66\x61lse_alarm_rate\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x03H\x01\x88\x01\x01\x12\x16\n\tfit_after\x18\x07 \x01(\x03H\x02\x88\x01\x01\x12%\n\x04time\x18\x08 \x01(\x0e\x32\x17.prunewatch.v1.TimeKind\x12\x18\n\x10score_duplicates\x18\t \x01(\x08\x12\x13\n\x0brefit_every\x18\n \x01(\t\x12\x13\n\x0bprune_every\x18\x0b \x01(\t\x12\x0f\n\x07missing\x18\x0c \x01(\t\x12\x0f\n\x07max_gap\x18\r \x01(\t\x12\x16\n\thalf_life\x18\x0e \x01(\x01H\x03\x88\x01\x01\x12\x11\n\taggregate\x18\x0f \x01(\tB\x13\n\x11_false_alarm_rateB\x07\n\x05_seedB\x0c\n\n_fit_afterB\x0c\n\n_half_life\"\xab\x02\n\x08\x44\x65tector\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x1d.prunewatch.v1.DetectorConfig\x12+\n\x05state\x18\x03 \x01(\x0e\x32\x1c.prunewatch.v1.DetectorState\x12\x0f\n\x07problem\x18\x04 \x01(\t\x12\x11\n\tthreshold\x18\x05 \x01(\x02\x12\x16\n\x0ehistory_points\x18\x06 \x01(\x03\x12,\n\x06served\x18\x07 \x03(\x0b\x32\x1c.prunewatch.v1.ServedVersion\x12\x1a\n\x12\x66rom_configuration\x18\x08 \x01(\x08\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"u\n\rServedVersion\x12\x14\n\x0c\x64\x65vice_class\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x13\n\x0b\x62undle_hash\x18\x03 \x01(\t\x12\x0e\n\x06pinned\x18\x04 \x01(\x08\x12\x18\n\x10previous_version\x18\x05 \x01(\x03\"\xd1\x01\n\x07Version\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x03\x12\r\n\x05\x63\x61use\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06parent\x18\x05 \x01(\x0b\x32\x1a.prunewatch.v1.BundleFacts\x12+\n\x07\x62undles\x18\x06 \x03(\x0b\x32\x1a.prunewatch.v1.BundleFacts\x12\x0f\n\x07serving\x18\x07 \x03(\t\"\xcc\x02\n\x0b\x42undleFacts\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x14\n\x0c\x64\x65vice_class\x18\x02 \x01(\t\x12\x0c\n\x04hash\x18\x03 \x01(\t\x12\'\n\x05units\x18\x04 \x03(\x0b\x32\x18.prunewatch.v1.UnitCount\x12\x12\n\nparameters\x18\x05 \x01(\x03\x12\r\n\x05\x62ytes\x18\x06 \x01(\x03\x12\x12\n\x05\x65rror\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x0bp50_seconds\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x18\n\x0bp99_seconds\x18\t \x01(\x01H\x02\x88\x01\x01\x12\x34\n\x0cmeasurements\x18\n \x03(\x0b\x32\x1e.prunewatch.v1.StepMeasurement\x12\x14\n\x0c\x64\x65rived_from\x18\x0b \x01(\tB\x08\n\x06_errorB\x0e\n\x0c_p50_secondsB\x0e\n\x0c_p99_seconds\"\x92\x01\n\x0fStepMeasurement\x12\x14\n\x0c\x64\x65vice_class\x18\x01 \x01(\t\x12\r\n\x05\x62\x61tch\x18\x02 \x01(\x05\x12\x13\n\x0bp50_seconds\x18\x03 \x01(\x01\x12\x13\n\x0bp99_seconds\x18\x04 \x01(\x01\x12\x30\n\x0cmeasure_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\")\n\tUnitCount\x12\r\n\x05group\x18\x01 \x01(\t\x12\r\n\x05units\x18\x02 \x01(\x03\"[\n\x15\x43reateDetectorRequest\x12\x13\n\x0b\x64\x65tector_id\x18\x01 \x01(\t\x12-\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x1d.prunewatch.v1.DetectorConfig\"\"\n\x12GetDetectorRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x14ListDetectorsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"\\\n\x15ListDetectorsResponse\x12*\n\tdetectors\x18\x01 \x03(\x0b\x32\x17.prunewatch.v1.Detector\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x15\x44\x65leteDetectorRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"R\n\x12\x46itDetectorRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\x04seed\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x12\n\nstart_from\x18\x03 \x01(\tB\x07\n\x05_seed\"\x81\x01\n\x1c\x46itDetectorFromUploadRequest\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.prunewatch.v1.FitHeaderH\x00\x12-\n\x06points\x18\x02 \x01(\x0b\x32\x1b.prunewatch.v1.PointColumnsH\x00\x42\x06\n\x04part\"\xa1\x01\n\tFitHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\x12\x15\n\rallow_missing\x18\x03 \x01(\x08\x12-\n\x06\x63onfig\x18\x04 \x01(\x0b\x32\x1d.prunewatch.v1.DetectorConfig\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\x12\n\nstart_from\x18\x06 \x01(\tB\x07\n\x05_seed\"5\n\x0cPointColumns\x12\x0e\n\x06stamps\x18\x01 \x03(\x10\x12\x15\n\rpacked_values\x18\x02 \x01(\x0c\"L\n\x13ListVersionsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Y\n\x14ListVersionsResponse\x12(\n\x08versions\x18\x01 \x03(\x0b\x32\x16.prunewatch.v1.Version\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x11PinVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64\x65vice_class\x18\x02 \x01(\t\"9\n\x13UnpinVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64\x65vice_class\x18\x02 \x01(\t\"F\n\x0fRollBackRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64\x65vice_class\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\"V\n\tFitResult\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12*\n\x06parent\x18\x02 \x01(\x0b\x32\x1a.prunewatch.v1.BundleFacts\x12\x0c\n\x04rows\x18\x03 \x01(\x03\"\xc0\x01\n\x11OperationMetadata\x12\x10\n\x08\x64\x65tector\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05stage\x18\x03 \x01(\t\x12\x0c\n\x04\x64one\x18\x04 \x01(\x01\x12\x0f\n\x07message\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\x9d\x01\n\rDetectorState\x12\x1e\n\x1a\x44\x45TECTOR_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x44\x45TECTOR_STATE_LEARNING\x10\x01\x12\x1a\n\x16\x44\x45TECTOR_STATE_FITTING\x10\x02\x12\x18\n\x14\x44\x45TECTOR_STATE_READY\x10\x03\x12\x19\n\x15\x44\x45TECTOR_STATE_FAILED\x10\x04*O\n\x08TimeKind\x12\x19\n\x15TIME_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fTIME_KIND_STAMP\x10\x01\x12\x13\n\x0fTIME_KIND_INDEX\x10\x02\x32\xc5\x06\n\x0f\x44\x65tectorService\x12O\n\x0e\x43reateDetector\x12$.prunewatch.v1.CreateDetectorRequest\x1a\x17.prunewatch.v1.Detector\x12I\n\x0bGetDetector\x12!.prunewatch.v1.GetDetectorRequest\x1a\x17.prunewatch.v1.Detector\x12Z\n\rListDetectors\x12#.prunewatch.v1.ListDetectorsRequest\x1a$.prunewatch.v1.ListDetectorsResponse\x12N\n\x0e\x44\x65leteDetector\x12$.prunewatch.v1.DeleteDetectorRequest\x1a\x16.google.protobuf.Empty\x12O\n\x0b\x46itDetector\x12!.prunewatch.v1.FitDetectorRequest\x1a\x1d.google.longrunning.Operation\x12\x65\n\x15\x46itDetectorFromUpload\x12+.prunewatch.v1.FitDetectorFromUploadRequest\x1a\x1d.google.longrunning.Operation(\x01\x12W\n\x0cListVersions\x12\".prunewatch.v1.ListVersionsRequest\x1a#.prunewatch.v1.ListVersionsResponse\x12G\n\nPinVersion\x12 .prunewatch.v1.PinVersionRequest\x1a\x17.prunewatch.v1.Detector\x12K\n\x0cUnpinVersion\x12\".prunewatch.v1.UnpinVersionRequest\x1a\x17.prunewatch.v1.Detector\x12\x43\n\x08RollBack\x12\x1e.prunewatch.v1.RollBackRequest\x1a\x17.prunewatch.v1.Detectorb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprunewatch/v1/detectors.proto\x12\rprunewatch.v1\x1a#google/longrunning/operations.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb1\x03\n\x0e\x44\x65tectorConfig\x12\x0f\n\x07network\x18\x01 \x01(\t\x12(\n\x07options\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x03(\t\x12\x16\n\x0e\x64\x65vice_classes\x18\x04 \x03(\t\x12\x1d\n\x10\x66\x61lse_alarm_rate\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x03H\x01\x88\x01\x01\x12\x16\n\tfit_after\x18\x07 \x01(\x03H\x02\x88\x01\x01\x12%\n\x04time\x18\x08 \x01(\x0e\x32\x17.prunewatch.v1.TimeKind\x12\x18\n\x10score_duplicates\x18\t \x01(\x08\x12\x13\n\x0brefit_every\x18\n \x01(\t\x12\x13\n\x0bprune_every\x18\x0b \x01(\t\x12\x0f\n\x07missing\x18\x0c \x01(\t\x12\x0f\n\x07max_gap\x18\r \x01(\t\x12\x16\n\thalf_life\x18\x0e \x01(\x01H\x03\x88\x01\x01\x12\x11\n\taggregate\x18\x0f \x01(\tB\x13\n\x11_false_alarm_rateB\x07\n\x05_seedB\x0c\n\n_fit_afterB\x0c\n\n_half_life\"\xc9\x02\n\x08\x44\x65tector\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x1d.prunewatch.v1.DetectorConfig\x12+\n\x05state\x18\x03 \x01(\x0e\x32\x1c.prunewatch.v1.DetectorState\x12\x0f\n\x07problem\x18\x04 \x01(\t\x12\x11\n\tthreshold\x18\x05 \x01(\x02\x12\x16\n\x0ehistory_points\x18\x06 \x01(\x03\x12,\n\x06served\x18\x07 \x03(\x0b\x32\x1c.prunewatch.v1.ServedVersion\x12\x1a\n\x12\x66rom_configuration\x18\x08 \x01(\x08\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\n \x01(\t\x12\x0e\n\x06\x66rozen\x18\x0b \x01(\x08\"u\n\rServedVersion\x12\x14\n\x0c\x64\x65vice_class\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x13\n\x0b\x62undle_hash\x18\x03 \x01(\t\x12\x0e\n\x06pinned\x18\x04 \x01(\x08\x12\x18\n\x10previous_version\x18\x05 \x01(\x03\"\xd1\x01\n\x07Version\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x03\x12\r\n\x05\x63\x61use\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06parent\x18\x05 \x01(\x0b\x32\x1a.prunewatch.v1.BundleFacts\x12+\n\x07\x62undles\x18\x06 \x03(\x0b\x32\x1a.prunewatch.v1.BundleFacts\x12\x0f\n\x07serving\x18\x07 \x03(\t\"\xcc\x02\n\x0b\x42undleFacts\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x14\n\x0c\x64\x65vice_class\x18\x02 \x01(\t\x12\x0c\n\x04hash\x18\x03 \x01(\t\x12\'\n\x05units\x18\x04 \x03(\x0b\x32\x18.prunewatch.v1.UnitCount\x12\x12\n\nparameters\x18\x05 \x01(\x03\x12\r\n\x05\x62ytes\x18\x06 \x01(\x03\x12\x12\n\x05\x65rror\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x0bp50_seconds\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x18\n\x0bp99_seconds\x18\t \x01(\x01H\x02\x88\x01\x01\x12\x34\n\x0cmeasurements\x18\n \x03(\x0b\x32\x1e.prunewatch.v1.StepMeasurement\x12\x14\n\x0c\x64\x65rived_from\x18\x0b \x01(\tB\x08\n\x06_errorB\x0e\n\x0c_p50_secondsB\x0e\n\x0c_p99_seconds\"\x92\x01\n\x0fStepMeasurement\x12\x14\n\x0c\x64\x65vice_class\x18\x01 \x01(\t\x12\r\n\x05\x62\x61tch\x18\x02 \x01(\x05\x12\x13\n\x0bp50_seconds\x18\x03 \x01(\x01\x12\x13\n\x0bp99_seconds\x18\x04 \x01(\x01\x12\x30\n\x0cmeasure_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\")\n\tUnitCount\x12\r\n\x05group\x18\x01 \x01(\t\x12\r\n\x05units\x18\x02 \x01(\x03\"[\n\x15\x43reateDetectorRequest\x12\x13\n\x0b\x64\x65tector_id\x18\x01 \x01(\t\x12-\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x1d.prunewatch.v1.DetectorConfig\"\"\n\x12GetDetectorRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x14ListDetectorsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"\\\n\x15ListDetectorsResponse\x12*\n\tdetectors\x18\x01 \x03(\x0b\x32\x17.prunewatch.v1.Detector\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"3\n\x15\x44\x65leteDetectorRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"R\n\x12\x46itDetectorRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\x04seed\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x12\n\nstart_from\x18\x03 \x01(\tB\x07\n\x05_seed\"\x81\x01\n\x1c\x46itDetectorFromUploadRequest\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.prunewatch.v1.FitHeaderH\x00\x12-\n\x06points\x18\x02 \x01(\x0b\x32\x1b.prunewatch.v1.PointColumnsH\x00\x42\x06\n\x04part\"\xa1\x01\n\tFitHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\x12\x15\n\rallow_missing\x18\x03 \x01(\x08\x12-\n\x06\x63onfig\x18\x04 \x01(\x0b\x32\x1d.prunewatch.v1.DetectorConfig\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\x12\n\nstart_from\x18\x06 \x01(\tB\x07\n\x05_seed\"5\n\x0cPointColumns\x12\x0e\n\x06stamps\x18\x01 \x03(\x10\x12\x15\n\rpacked_values\x18\x02 \x01(\x0c\"L\n\x13ListVersionsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Y\n\x14ListVersionsResponse\x12(\n\x08versions\x18\x01 \x03(\x0b\x32\x16.prunewatch.v1.Version\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"E\n\x11PinVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64\x65vice_class\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"G\n\x13UnpinVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64\x65vice_class\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"T\n\x0fRollBackRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64\x65vice_class\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\"3\n\x15\x46reezeDetectorRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"5\n\x17UnfreezeDetectorRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"V\n\tFitResult\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12*\n\x06parent\x18\x02 \x01(\x0b\x32\x1a.prunewatch.v1.BundleFacts\x12\x0c\n\x04rows\x18\x03 \x01(\x03\"\xc0\x01\n\x11OperationMetadata\x12\x10\n\x08\x64\x65tector\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05stage\x18\x03 \x01(\t\x12\x0c\n\x04\x64one\x18\x04 \x01(\x01\x12\x0f\n\x07message\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\x9d\x01\n\rDetectorState\x12\x1e\n\x1a\x44\x45TECTOR_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x44\x45TECTOR_STATE_LEARNING\x10\x01\x12\x1a\n\x16\x44\x45TECTOR_STATE_FITTING\x10\x02\x12\x18\n\x14\x44\x45TECTOR_STATE_READY\x10\x03\x12\x19\n\x15\x44\x45TECTOR_STATE_FAILED\x10\x04*O\n\x08TimeKind\x12\x19\n\x15TIME_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fTIME_KIND_STAMP\x10\x01\x12\x13\n\x0fTIME_KIND_INDEX\x10\x02\x32\xeb\x07\n\x0f\x44\x65tectorService\x12O\n\x0e\x43reateDetector\x12$.prunewatch.v1.CreateDetectorRequest\x1a\x17.prunewatch.v1.Detector\x12I\n\x0bGetDetector\x12!.prunewatch.v1.GetDetectorRequest\x1a\x17.prunewatch.v1.Detector\x12Z\n\rListDetectors\x12#.prunewatch.v1.ListDetectorsRequest\x1a$.prunewatch.v1.ListDetectorsResponse\x12N\n\x0e\x44\x65leteDetector\x12$.prunewatch.v1.DeleteDetectorRequest\x1a\x16.google.protobuf.Empty\x12O\n\x0b\x46itDetector\x12!.prunewatch.v1.FitDetectorRequest\x1a\x1d.google.longrunning.Operation\x12\x65\n\x15\x46itDetectorFromUpload\x12+.prunewatch.v1.FitDetectorFromUploadRequest\x1a\x1d.google.longrunning.Operation(\x01\x12W\n\x0cListVersions\x12\".prunewatch.v1.ListVersionsRequest\x1a#.prunewatch.v1.ListVersionsResponse\x12G\n\nPinVersion\x12 .prunewatch.v1.PinVersionRequest\x1a\x17.prunewatch.v1.Detector\x12K\n\x0cUnpinVersion\x12\".prunewatch.v1.UnpinVersionRequest\x1a\x17.prunewatch.v1.Detector\x12\x43\n\x08RollBack\x12\x1e.prunewatch.v1.RollBackRequest\x1a\x17.prunewatch.v1.Detector\x12O\n\x0e\x46reezeDetector\x12$.prunewatch.v1.FreezeDetectorRequest\x1a\x17.prunewatch.v1.Detector\x12S\n\x10UnfreezeDetector\x12&.prunewatch.v1.UnfreezeDetectorRequest\x1a\x17.prunewatch.v1.Detectorb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'prunewatch.v1.detectors_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DETECTORSTATE']._serialized_start=3174
-  _globals['_DETECTORSTATE']._serialized_end=3331
-  _globals['_TIMEKIND']._serialized_start=3333
-  _globals['_TIMEKIND']._serialized_end=3412
+  _globals['_DETECTORSTATE']._serialized_start=3368
+  _globals['_DETECTORSTATE']._serialized_end=3525
+  _globals['_TIMEKIND']._serialized_start=3527
+  _globals['_TIMEKIND']._serialized_end=3606
   _globals['_DETECTORCONFIG']._serialized_start=178
   _globals['_DETECTORCONFIG']._serialized_end=611
   _globals['_DETECTOR']._serialized_start=614
-  _globals['_DETECTOR']._serialized_end=913
-  _globals['_SERVEDVERSION']._serialized_start=915
-  _globals['_SERVEDVERSION']._serialized_end=1032
-  _globals['_VERSION']._serialized_start=1035
-  _globals['_VERSION']._serialized_end=1244
-  _globals['_BUNDLEFACTS']._serialized_start=1247
-  _globals['_BUNDLEFACTS']._serialized_end=1579
-  _globals['_STEPMEASUREMENT']._serialized_start=1582
-  _globals['_STEPMEASUREMENT']._serialized_end=1728
-  _globals['_UNITCOUNT']._serialized_start=1730
-  _globals['_UNITCOUNT']._serialized_end=1771
-  _globals['_CREATEDETECTORREQUEST']._serialized_start=1773
-  _globals['_CREATEDETECTORREQUEST']._serialized_end=1864
-  _globals['_GETDETECTORREQUEST']._serialized_start=1866
-  _globals['_GETDETECTORREQUEST']._serialized_end=1900
-  _globals['_LISTDETECTORSREQUEST']._serialized_start=1902
-  _globals['_LISTDETECTORSREQUEST']._serialized_end=1963
-  _globals['_LISTDETECTORSRESPONSE']._serialized_start=1965
-  _globals['_LISTDETECTORSRESPONSE']._serialized_end=2057
-  _globals['_DELETEDETECTORREQUEST']._serialized_start=2059
-  _globals['_DELETEDETECTORREQUEST']._serialized_end=2096
-  _globals['_FITDETECTORREQUEST']._serialized_start=2098
-  _globals['_FITDETECTORREQUEST']._serialized_end=2180
-  _globals['_FITDETECTORFROMUPLOADREQUEST']._serialized_start=2183
-  _globals['_FITDETECTORFROMUPLOADREQUEST']._serialized_end=2312
-  _globals['_FITHEADER']._serialized_start=2315
-  _globals['_FITHEADER']._serialized_end=2476
-  _globals['_POINTCOLUMNS']._serialized_start=2478
-  _globals['_POINTCOLUMNS']._serialized_end=2531
-  _globals['_LISTVERSIONSREQUEST']._serialized_start=2533
-  _globals['_LISTVERSIONSREQUEST']._serialized_end=2609
-  _globals['_LISTVERSIONSRESPONSE']._serialized_start=2611
-  _globals['_LISTVERSIONSRESPONSE']._serialized_end=2700
-  _globals['_PINVERSIONREQUEST']._serialized_start=2702
-  _globals['_PINVERSIONREQUEST']._serialized_end=2757
-  _globals['_UNPINVERSIONREQUEST']._serialized_start=2759
-  _globals['_UNPINVERSIONREQUEST']._serialized_end=2816
-  _globals['_ROLLBACKREQUEST']._serialized_start=2818
-  _globals['_ROLLBACKREQUEST']._serialized_end=2888
-  _globals['_FITRESULT']._serialized_start=2890
-  _globals['_FITRESULT']._serialized_end=2976
-  _globals['_OPERATIONMETADATA']._serialized_start=2979
-  _globals['_OPERATIONMETADATA']._serialized_end=3171
-  _globals['_DETECTORSERVICE']._serialized_start=3415
-  _globals['_DETECTORSERVICE']._serialized_end=4252
+  _globals['_DETECTOR']._serialized_end=943
+  _globals['_SERVEDVERSION']._serialized_start=945
+  _globals['_SERVEDVERSION']._serialized_end=1062
+  _globals['_VERSION']._serialized_start=1065
+  _globals['_VERSION']._serialized_end=1274
+  _globals['_BUNDLEFACTS']._serialized_start=1277
+  _globals['_BUNDLEFACTS']._serialized_end=1609
+  _globals['_STEPMEASUREMENT']._serialized_start=1612
+  _globals['_STEPMEASUREMENT']._serialized_end=1758
+  _globals['_UNITCOUNT']._serialized_start=1760
+  _globals['_UNITCOUNT']._serialized_end=1801
+  _globals['_CREATEDETECTORREQUEST']._serialized_start=1803
+  _globals['_CREATEDETECTORREQUEST']._serialized_end=1894
+  _globals['_GETDETECTORREQUEST']._serialized_start=1896
+  _globals['_GETDETECTORREQUEST']._serialized_end=1930
+  _globals['_LISTDETECTORSREQUEST']._serialized_start=1932
+  _globals['_LISTDETECTORSREQUEST']._serialized_end=1993
+  _globals['_LISTDETECTORSRESPONSE']._serialized_start=1995
+  _globals['_LISTDETECTORSRESPONSE']._serialized_end=2087
+  _globals['_DELETEDETECTORREQUEST']._serialized_start=2089
+  _globals['_DELETEDETECTORREQUEST']._serialized_end=2140
+  _globals['_FITDETECTORREQUEST']._serialized_start=2142
+  _globals['_FITDETECTORREQUEST']._serialized_end=2224
+  _globals['_FITDETECTORFROMUPLOADREQUEST']._serialized_start=2227
+  _globals['_FITDETECTORFROMUPLOADREQUEST']._serialized_end=2356
+  _globals['_FITHEADER']._serialized_start=2359
+  _globals['_FITHEADER']._serialized_end=2520
+  _globals['_POINTCOLUMNS']._serialized_start=2522
+  _globals['_POINTCOLUMNS']._serialized_end=2575
+  _globals['_LISTVERSIONSREQUEST']._serialized_start=2577
+  _globals['_LISTVERSIONSREQUEST']._serialized_end=2653
+  _globals['_LISTVERSIONSRESPONSE']._serialized_start=2655
+  _globals['_LISTVERSIONSRESPONSE']._serialized_end=2744
+  _globals['_PINVERSIONREQUEST']._serialized_start=2746
+  _globals['_PINVERSIONREQUEST']._serialized_end=2815
+  _globals['_UNPINVERSIONREQUEST']._serialized_start=2817
+  _globals['_UNPINVERSIONREQUEST']._serialized_end=2888
+  _globals['_ROLLBACKREQUEST']._serialized_start=2890
+  _globals['_ROLLBACKREQUEST']._serialized_end=2974
+  _globals['_FREEZEDETECTORREQUEST']._serialized_start=2976
+  _globals['_FREEZEDETECTORREQUEST']._serialized_end=3027
+  _globals['_UNFREEZEDETECTORREQUEST']._serialized_start=3029
+  _globals['_UNFREEZEDETECTORREQUEST']._serialized_end=3082
+  _globals['_FITRESULT']._serialized_start=3084
+  _globals['_FITRESULT']._serialized_end=3170
+  _globals['_OPERATIONMETADATA']._serialized_start=3173
+  _globals['_OPERATIONMETADATA']._serialized_end=3365
+  _globals['_DETECTORSERVICE']._serialized_start=3609
+  _globals['_DETECTORSERVICE']._serialized_end=4612
 # @@protoc_insertion_point(module_scope)

@@ -88,6 +88,16 @@ class DetectorServiceStub:
                 request_serializer=prunewatch_dot_v1_dot_detectors__pb2.RollBackRequest.SerializeToString,
                 response_deserializer=prunewatch_dot_v1_dot_detectors__pb2.Detector.FromString,
                 _registered_method=True)
+        self.FreezeDetector = channel.unary_unary(
+                '/prunewatch.v1.DetectorService/FreezeDetector',
+                request_serializer=prunewatch_dot_v1_dot_detectors__pb2.FreezeDetectorRequest.SerializeToString,
+                response_deserializer=prunewatch_dot_v1_dot_detectors__pb2.Detector.FromString,
+                _registered_method=True)
+        self.UnfreezeDetector = channel.unary_unary(
+                '/prunewatch.v1.DetectorService/UnfreezeDetector',
+                request_serializer=prunewatch_dot_v1_dot_detectors__pb2.UnfreezeDetectorRequest.SerializeToString,
+                response_deserializer=prunewatch_dot_v1_dot_detectors__pb2.Detector.FromString,
+                _registered_method=True)
 
 
 class DetectorServiceServicer:
@@ -165,6 +175,20 @@ class DetectorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FreezeDetector(self, request, context):
+        """Stops all fits and cycles that would begin by themselves; what serves goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnfreezeDetector(self, request, context):
+        """Lets fits and cycles begin by themselves again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DetectorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -216,6 +240,16 @@ def add_DetectorServiceServicer_to_server(servicer, server):
             'RollBack': grpc.unary_unary_rpc_method_handler(
                     servicer.RollBack,
                     request_deserializer=prunewatch_dot_v1_dot_detectors__pb2.RollBackRequest.FromString,
+                    response_serializer=prunewatch_dot_v1_dot_detectors__pb2.Detector.SerializeToString,
+            ),
+            'FreezeDetector': grpc.unary_unary_rpc_method_handler(
+                    servicer.FreezeDetector,
+                    request_deserializer=prunewatch_dot_v1_dot_detectors__pb2.FreezeDetectorRequest.FromString,
+                    response_serializer=prunewatch_dot_v1_dot_detectors__pb2.Detector.SerializeToString,
+            ),
+            'UnfreezeDetector': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnfreezeDetector,
+                    request_deserializer=prunewatch_dot_v1_dot_detectors__pb2.UnfreezeDetectorRequest.FromString,
                     response_serializer=prunewatch_dot_v1_dot_detectors__pb2.Detector.SerializeToString,
             ),
     }
@@ -490,6 +524,60 @@ class DetectorService:
             target,
             '/prunewatch.v1.DetectorService/RollBack',
             prunewatch_dot_v1_dot_detectors__pb2.RollBackRequest.SerializeToString,
+            prunewatch_dot_v1_dot_detectors__pb2.Detector.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FreezeDetector(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/prunewatch.v1.DetectorService/FreezeDetector',
+            prunewatch_dot_v1_dot_detectors__pb2.FreezeDetectorRequest.SerializeToString,
+            prunewatch_dot_v1_dot_detectors__pb2.Detector.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnfreezeDetector(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/prunewatch.v1.DetectorService/UnfreezeDetector',
+            prunewatch_dot_v1_dot_detectors__pb2.UnfreezeDetectorRequest.SerializeToString,
             prunewatch_dot_v1_dot_detectors__pb2.Detector.FromString,
             options,
             channel_credentials,

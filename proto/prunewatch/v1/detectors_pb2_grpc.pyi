@@ -57,6 +57,10 @@ class DetectorServiceStub:
     """Lets a device class adopt new versions again."""
     RollBack: _grpc.UnaryUnaryMultiCallable[_detectors_pb2.RollBackRequest, _detectors_pb2.Detector]
     """Makes a device class serve an earlier version, without a gap in the scores."""
+    FreezeDetector: _grpc.UnaryUnaryMultiCallable[_detectors_pb2.FreezeDetectorRequest, _detectors_pb2.Detector]
+    """Stops all fits and cycles that would begin by themselves; what serves goes on."""
+    UnfreezeDetector: _grpc.UnaryUnaryMultiCallable[_detectors_pb2.UnfreezeDetectorRequest, _detectors_pb2.Detector]
+    """Lets fits and cycles begin by themselves again."""
 
 @_typing.type_check_only
 class DetectorServiceAsyncStub(DetectorServiceStub):
@@ -85,6 +89,10 @@ class DetectorServiceAsyncStub(DetectorServiceStub):
     """Lets a device class adopt new versions again."""
     RollBack: _aio.UnaryUnaryMultiCallable[_detectors_pb2.RollBackRequest, _detectors_pb2.Detector]  # type: ignore[assignment]
     """Makes a device class serve an earlier version, without a gap in the scores."""
+    FreezeDetector: _aio.UnaryUnaryMultiCallable[_detectors_pb2.FreezeDetectorRequest, _detectors_pb2.Detector]  # type: ignore[assignment]
+    """Stops all fits and cycles that would begin by themselves; what serves goes on."""
+    UnfreezeDetector: _aio.UnaryUnaryMultiCallable[_detectors_pb2.UnfreezeDetectorRequest, _detectors_pb2.Detector]  # type: ignore[assignment]
+    """Lets fits and cycles begin by themselves again."""
 
 class DetectorServiceServicer(metaclass=_abc_1.ABCMeta):
     """Manages detectors and their versions. Progress of fits is read through google.longrunning.Operations, which this
@@ -170,5 +178,21 @@ class DetectorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_detectors_pb2.Detector, _abc.Awaitable[_detectors_pb2.Detector]]:
         """Makes a device class serve an earlier version, without a gap in the scores."""
+
+    @_abc_1.abstractmethod
+    def FreezeDetector(
+        self,
+        request: _detectors_pb2.FreezeDetectorRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_detectors_pb2.Detector, _abc.Awaitable[_detectors_pb2.Detector]]:
+        """Stops all fits and cycles that would begin by themselves; what serves goes on."""
+
+    @_abc_1.abstractmethod
+    def UnfreezeDetector(
+        self,
+        request: _detectors_pb2.UnfreezeDetectorRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_detectors_pb2.Detector, _abc.Awaitable[_detectors_pb2.Detector]]:
+        """Lets fits and cycles begin by themselves again."""
 
 def add_DetectorServiceServicer_to_server(servicer: DetectorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -440,16 +440,28 @@ class Cycle(_message.Message):
     OUTCOME_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
+    ADOPTION_FIELD_NUMBER: _builtins.int
+    ADOPTION_REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`detectors/pump/cycles/12`."""
     device_class: _builtins.str
     """The device class it was for."""
     trigger: _builtins.str
-    """Who asked for it: `manual` or `schedule`."""
+    """What began it: `manual`, `schedule`, `drift`, `missed_budget` or `config_change`."""
     outcome: _builtins.str
     """`running`, `adopted`, `rejected`, `planned`, `failed` or `cancelled`."""
     reason: _builtins.str
     """Why."""
+    cause: _builtins.str
+    """The trigger in words, as `score of normal points 1.9 times what was calibrated`; empty: nothing to add."""
+    operation: _builtins.str
+    """The operation that it ran in: `operations/...`."""
+    adoption: _builtins.str
+    """What became of an adopted version: `probation`, `kept` or `rolled_back`; empty where nothing was adopted."""
+    adoption_reason: _builtins.str
+    """Why it was rolled back."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When it began."""
@@ -473,14 +485,80 @@ class Cycle(_message.Message):
         outcome: _builtins.str = ...,
         reason: _builtins.str = ...,
         result: Global___CycleResult | None = ...,
+        cause: _builtins.str = ...,
+        operation: _builtins.str = ...,
+        adoption: _builtins.str = ...,
+        adoption_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "result", b"result", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_class", b"device_class", "end_time", b"end_time", "name", b"name", "outcome", b"outcome", "reason", b"reason", "result", b"result", "start_time", b"start_time", "trigger", b"trigger"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adoption", b"adoption", "adoption_reason", b"adoption_reason", "cause", b"cause", "device_class", b"device_class", "end_time", b"end_time", "name", b"name", "operation", b"operation", "outcome", b"outcome", "reason", b"reason", "result", b"result", "start_time", b"start_time", "trigger", b"trigger"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Cycle: _TypeAlias = Cycle  # noqa: Y015
+
+@_typing.final
+class WatchCyclesRequest(_message.Message):
+    """Asks to be told of cycles."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    NEWEST_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`detectors/pump`."""
+    newest: _builtins.int
+    """Cycles of the past that are sent first, at most; 0: 10. At most 100 are sent."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        newest: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["newest", b"newest", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchCyclesRequest: _TypeAlias = WatchCyclesRequest  # noqa: Y015
+
+@_typing.final
+class WatchCyclesResponse(_message.Message):
+    """A cycle as it is now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CYCLE_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    stage: _builtins.str
+    """What it is doing; empty: it has ended."""
+    done: _builtins.float
+    """How much of the stage is done, 0 to 1."""
+    message: _builtins.str
+    """The same in words."""
+    @_builtins.property
+    def cycle(self) -> Global___Cycle:
+        """The cycle."""
+
+    def __init__(
+        self,
+        *,
+        cycle: Global___Cycle | None = ...,
+        stage: _builtins.str = ...,
+        done: _builtins.float = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cycle", b"cycle"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cycle", b"cycle", "done", b"done", "message", b"message", "stage", b"stage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchCyclesResponse: _TypeAlias = WatchCyclesResponse  # noqa: Y015
 
 @_typing.final
 class ListCyclesRequest(_message.Message):

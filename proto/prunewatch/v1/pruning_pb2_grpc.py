@@ -61,6 +61,11 @@ class PruningServiceStub:
                 request_serializer=prunewatch_dot_v1_dot_pruning__pb2.ListCyclesRequest.SerializeToString,
                 response_deserializer=prunewatch_dot_v1_dot_pruning__pb2.ListCyclesResponse.FromString,
                 _registered_method=True)
+        self.WatchCycles = channel.unary_stream(
+                '/prunewatch.v1.PruningService/WatchCycles',
+                request_serializer=prunewatch_dot_v1_dot_pruning__pb2.WatchCyclesRequest.SerializeToString,
+                response_deserializer=prunewatch_dot_v1_dot_pruning__pb2.WatchCyclesResponse.FromString,
+                _registered_method=True)
 
 
 class PruningServiceServicer:
@@ -104,6 +109,14 @@ class PruningServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchCycles(self, request, context):
+        """Sends the newest cycles, oldest first, and then each change of a cycle as it happens: begun, a new stage, ended,
+        kept or rolled back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PruningServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -131,6 +144,11 @@ def add_PruningServiceServicer_to_server(servicer, server):
                     servicer.ListCycles,
                     request_deserializer=prunewatch_dot_v1_dot_pruning__pb2.ListCyclesRequest.FromString,
                     response_serializer=prunewatch_dot_v1_dot_pruning__pb2.ListCyclesResponse.SerializeToString,
+            ),
+            'WatchCycles': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchCycles,
+                    request_deserializer=prunewatch_dot_v1_dot_pruning__pb2.WatchCyclesRequest.FromString,
+                    response_serializer=prunewatch_dot_v1_dot_pruning__pb2.WatchCyclesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -269,6 +287,33 @@ class PruningService:
             '/prunewatch.v1.PruningService/ListCycles',
             prunewatch_dot_v1_dot_pruning__pb2.ListCyclesRequest.SerializeToString,
             prunewatch_dot_v1_dot_pruning__pb2.ListCyclesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchCycles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/prunewatch.v1.PruningService/WatchCycles',
+            prunewatch_dot_v1_dot_pruning__pb2.WatchCyclesRequest.SerializeToString,
+            prunewatch_dot_v1_dot_pruning__pb2.WatchCyclesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,10 @@ class PruningServiceStub:
     """Returns the frontier that was built last; NOT_FOUND where there is none for the parent that serves."""
     ListCycles: _grpc.UnaryUnaryMultiCallable[_pruning_pb2.ListCyclesRequest, _pruning_pb2.ListCyclesResponse]
     """Returns cycles of a detector, newest first, a page at a time."""
+    WatchCycles: _grpc.UnaryStreamMultiCallable[_pruning_pb2.WatchCyclesRequest, _pruning_pb2.WatchCyclesResponse]
+    """Sends the newest cycles, oldest first, and then each change of a cycle as it happens: begun, a new stage, ended,
+    kept or rolled back.
+    """
 
 @_typing.type_check_only
 class PruningServiceAsyncStub(PruningServiceStub):
@@ -68,6 +72,10 @@ class PruningServiceAsyncStub(PruningServiceStub):
     """Returns the frontier that was built last; NOT_FOUND where there is none for the parent that serves."""
     ListCycles: _aio.UnaryUnaryMultiCallable[_pruning_pb2.ListCyclesRequest, _pruning_pb2.ListCyclesResponse]  # type: ignore[assignment]
     """Returns cycles of a detector, newest first, a page at a time."""
+    WatchCycles: _aio.UnaryStreamMultiCallable[_pruning_pb2.WatchCyclesRequest, _pruning_pb2.WatchCyclesResponse]  # type: ignore[assignment]
+    """Sends the newest cycles, oldest first, and then each change of a cycle as it happens: begun, a new stage, ended,
+    kept or rolled back.
+    """
 
 class PruningServiceServicer(metaclass=_abc_1.ABCMeta):
     """Makes detectors smaller until they meet a budget."""
@@ -115,5 +123,15 @@ class PruningServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_pruning_pb2.ListCyclesResponse, _abc.Awaitable[_pruning_pb2.ListCyclesResponse]]:
         """Returns cycles of a detector, newest first, a page at a time."""
+
+    @_abc_1.abstractmethod
+    def WatchCycles(
+        self,
+        request: _pruning_pb2.WatchCyclesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_pruning_pb2.WatchCyclesResponse], _abc.AsyncIterator[_pruning_pb2.WatchCyclesResponse]]:
+        """Sends the newest cycles, oldest first, and then each change of a cycle as it happens: begun, a new stage, ended,
+        kept or rolled back.
+        """
 
 def add_PruningServiceServicer_to_server(servicer: PruningServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

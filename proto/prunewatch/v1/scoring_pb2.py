@@ -26,37 +26,37 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprunewatch/v1/scoring.proto\x12\rprunewatch.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xd0\x01\n\x0cScoreRequest\x12\x10\n\x08\x64\x65tector\x18\x01 \x01(\t\x12\x0e\n\x06series\x18\x02 \x03(\t\x12\x14\n\x0cseries_index\x18\x03 \x03(\r\x12\x0e\n\x06stamps\x18\x04 \x03(\x10\x12\x15\n\rpacked_values\x18\x05 \x01(\x0c\x12\x0e\n\x06values\x18\x06 \x03(\x02\x12&\n\x04mode\x18\x07 \x01(\x0e\x32\x18.prunewatch.v1.ScoreMode\x12\x15\n\rcontributions\x18\x08 \x01(\x08\x12\x12\n\nn_features\x18\t \x01(\r\"\xb9\x01\n\rScoreResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x11\n\tthreshold\x18\x02 \x01(\x02\x12\x15\n\rpacked_scores\x18\x03 \x01(\x0c\x12\x0e\n\x06scores\x18\x04 \x03(\x02\x12\x10\n\x08statuses\x18\x05 \x01(\x0c\x12\x16\n\x0epoint_versions\x18\x06 \x03(\x03\x12\x15\n\rflagged_index\x18\x07 \x03(\r\x12\x1c\n\x14packed_contributions\x18\x08 \x01(\x0c\"S\n\x12ScoreStreamRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12+\n\x06points\x18\x02 \x01(\x0b\x32\x1b.prunewatch.v1.ScoreRequest\"\x86\x01\n\x13ScoreStreamResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12.\n\x06scores\x18\x02 \x01(\x0b\x32\x1c.prunewatch.v1.ScoreResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"!\n\x0cWatchRequest\x12\x11\n\tdetectors\x18\x01 \x03(\t\"\xe7\x01\n\rWatchResponse\x12\x10\n\x08\x64\x65tector\x18\x01 \x01(\t\x12\x0e\n\x06series\x18\x02 \x01(\t\x12\r\n\x05stamp\x18\x03 \x01(\x10\x12\r\n\x05score\x18\x04 \x01(\x02\x12\x11\n\tthreshold\x18\x05 \x01(\x02\x12\x0f\n\x07version\x18\x06 \x01(\x03\x12\x32\n\rcontributions\x18\x07 \x03(\x0b\x32\x1b.prunewatch.v1.Contribution\x12\x0f\n\x07\x64ropped\x18\x08 \x01(\x03\x12-\n\tfind_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xad\x01\n\x14ListAnomaliesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06series\x18\x04 \x01(\t\x12\x18\n\x0bstart_stamp\x18\x05 \x01(\x10H\x00\x88\x01\x01\x12\x16\n\tend_stamp\x18\x06 \x01(\x10H\x01\x88\x01\x01\x42\x0e\n\x0c_start_stampB\x0c\n\n_end_stamp\"[\n\x15ListAnomaliesResponse\x12)\n\tanomalies\x18\x01 \x03(\x0b\x32\x16.prunewatch.v1.Anomaly\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xd6\x01\n\x07\x41nomaly\x12\x10\n\x08\x64\x65tector\x18\x01 \x01(\t\x12\x0e\n\x06series\x18\x02 \x01(\t\x12\r\n\x05stamp\x18\x03 \x01(\x10\x12\r\n\x05score\x18\x04 \x01(\x02\x12\x11\n\tthreshold\x18\x05 \x01(\x02\x12\x0f\n\x07version\x18\x06 \x01(\x03\x12\x32\n\rcontributions\x18\x07 \x03(\x0b\x32\x1b.prunewatch.v1.Contribution\x12-\n\tfind_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampJ\x04\x08\x08\x10\t\".\n\x0c\x43ontribution\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12\r\n\x05share\x18\x02 \x01(\x02*V\n\tScoreMode\x12\x1a\n\x16SCORE_MODE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSCORE_MODE_LIVE\x10\x01\x12\x18\n\x14SCORE_MODE_EPHEMERAL\x10\x02*\xf9\x01\n\x0bPointStatus\x12\x1c\n\x18POINT_STATUS_UNSPECIFIED\x10\x00\x12\x13\n\x0fPOINT_STATUS_OK\x10\x01\x12\x1b\n\x17POINT_STATUS_WARMING_UP\x10\x02\x12\x19\n\x15POINT_STATUS_LEARNING\x10\x03\x12\x18\n\x14POINT_STATUS_NOT_DUE\x10\x04\x12\x18\n\x14POINT_STATUS_INVALID\x10\x05\x12\x15\n\x11POINT_STATUS_LATE\x10\x06\x12\x1a\n\x16POINT_STATUS_DUPLICATE\x10\x07\x12\x18\n\x14POINT_STATUS_TOO_FAR\x10\x08\x32\xd0\x02\n\x0eScoringService\x12\x42\n\x05Score\x12\x1b.prunewatch.v1.ScoreRequest\x1a\x1c.prunewatch.v1.ScoreResponse\x12X\n\x0bScoreStream\x12!.prunewatch.v1.ScoreStreamRequest\x1a\".prunewatch.v1.ScoreStreamResponse(\x01\x30\x01\x12\x44\n\x05Watch\x12\x1b.prunewatch.v1.WatchRequest\x1a\x1c.prunewatch.v1.WatchResponse0\x01\x12Z\n\rListAnomalies\x12#.prunewatch.v1.ListAnomaliesRequest\x1a$.prunewatch.v1.ListAnomaliesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprunewatch/v1/scoring.proto\x12\rprunewatch.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xd0\x01\n\x0cScoreRequest\x12\x10\n\x08\x64\x65tector\x18\x01 \x01(\t\x12\x0e\n\x06series\x18\x02 \x03(\t\x12\x14\n\x0cseries_index\x18\x03 \x03(\r\x12\x0e\n\x06stamps\x18\x04 \x03(\x10\x12\x15\n\rpacked_values\x18\x05 \x01(\x0c\x12\x0e\n\x06values\x18\x06 \x03(\x02\x12&\n\x04mode\x18\x07 \x01(\x0e\x32\x18.prunewatch.v1.ScoreMode\x12\x15\n\rcontributions\x18\x08 \x01(\x08\x12\x12\n\nn_features\x18\t \x01(\r\"\xce\x01\n\rScoreResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x11\n\tthreshold\x18\x02 \x01(\x02\x12\x15\n\rpacked_scores\x18\x03 \x01(\x0c\x12\x0e\n\x06scores\x18\x04 \x03(\x02\x12\x10\n\x08statuses\x18\x05 \x01(\x0c\x12\x16\n\x0epoint_versions\x18\x06 \x03(\x03\x12\x15\n\rflagged_index\x18\x07 \x03(\r\x12\x1c\n\x14packed_contributions\x18\x08 \x01(\x0c\x12\x13\n\x0bmuted_index\x18\t \x03(\r\"S\n\x12ScoreStreamRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12+\n\x06points\x18\x02 \x01(\x0b\x32\x1b.prunewatch.v1.ScoreRequest\"\x86\x01\n\x13ScoreStreamResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12.\n\x06scores\x18\x02 \x01(\x0b\x32\x1c.prunewatch.v1.ScoreResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"!\n\x0cWatchRequest\x12\x11\n\tdetectors\x18\x01 \x03(\t\"\xe7\x01\n\rWatchResponse\x12\x10\n\x08\x64\x65tector\x18\x01 \x01(\t\x12\x0e\n\x06series\x18\x02 \x01(\t\x12\r\n\x05stamp\x18\x03 \x01(\x10\x12\r\n\x05score\x18\x04 \x01(\x02\x12\x11\n\tthreshold\x18\x05 \x01(\x02\x12\x0f\n\x07version\x18\x06 \x01(\x03\x12\x32\n\rcontributions\x18\x07 \x03(\x0b\x32\x1b.prunewatch.v1.Contribution\x12\x0f\n\x07\x64ropped\x18\x08 \x01(\x03\x12-\n\tfind_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xad\x01\n\x14ListAnomaliesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06series\x18\x04 \x01(\t\x12\x18\n\x0bstart_stamp\x18\x05 \x01(\x10H\x00\x88\x01\x01\x12\x16\n\tend_stamp\x18\x06 \x01(\x10H\x01\x88\x01\x01\x42\x0e\n\x0c_start_stampB\x0c\n\n_end_stamp\"[\n\x15ListAnomaliesResponse\x12)\n\tanomalies\x18\x01 \x03(\x0b\x32\x16.prunewatch.v1.Anomaly\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xd6\x01\n\x07\x41nomaly\x12\x10\n\x08\x64\x65tector\x18\x01 \x01(\t\x12\x0e\n\x06series\x18\x02 \x01(\t\x12\r\n\x05stamp\x18\x03 \x01(\x10\x12\r\n\x05score\x18\x04 \x01(\x02\x12\x11\n\tthreshold\x18\x05 \x01(\x02\x12\x0f\n\x07version\x18\x06 \x01(\x03\x12\x32\n\rcontributions\x18\x07 \x03(\x0b\x32\x1b.prunewatch.v1.Contribution\x12-\n\tfind_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampJ\x04\x08\x08\x10\t\".\n\x0c\x43ontribution\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12\r\n\x05share\x18\x02 \x01(\x02*V\n\tScoreMode\x12\x1a\n\x16SCORE_MODE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSCORE_MODE_LIVE\x10\x01\x12\x18\n\x14SCORE_MODE_EPHEMERAL\x10\x02*\xf9\x01\n\x0bPointStatus\x12\x1c\n\x18POINT_STATUS_UNSPECIFIED\x10\x00\x12\x13\n\x0fPOINT_STATUS_OK\x10\x01\x12\x1b\n\x17POINT_STATUS_WARMING_UP\x10\x02\x12\x19\n\x15POINT_STATUS_LEARNING\x10\x03\x12\x18\n\x14POINT_STATUS_NOT_DUE\x10\x04\x12\x18\n\x14POINT_STATUS_INVALID\x10\x05\x12\x15\n\x11POINT_STATUS_LATE\x10\x06\x12\x1a\n\x16POINT_STATUS_DUPLICATE\x10\x07\x12\x18\n\x14POINT_STATUS_TOO_FAR\x10\x08\x32\xd0\x02\n\x0eScoringService\x12\x42\n\x05Score\x12\x1b.prunewatch.v1.ScoreRequest\x1a\x1c.prunewatch.v1.ScoreResponse\x12X\n\x0bScoreStream\x12!.prunewatch.v1.ScoreStreamRequest\x1a\".prunewatch.v1.ScoreStreamResponse(\x01\x30\x01\x12\x44\n\x05Watch\x12\x1b.prunewatch.v1.WatchRequest\x1a\x1c.prunewatch.v1.WatchResponse0\x01\x12Z\n\rListAnomalies\x12#.prunewatch.v1.ListAnomaliesRequest\x1a$.prunewatch.v1.ListAnomaliesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'prunewatch.v1.scoring_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SCOREMODE']._serialized_start=1528
-  _globals['_SCOREMODE']._serialized_end=1614
-  _globals['_POINTSTATUS']._serialized_start=1617
-  _globals['_POINTSTATUS']._serialized_end=1866
+  _globals['_SCOREMODE']._serialized_start=1549
+  _globals['_SCOREMODE']._serialized_end=1635
+  _globals['_POINTSTATUS']._serialized_start=1638
+  _globals['_POINTSTATUS']._serialized_end=1887
   _globals['_SCOREREQUEST']._serialized_start=105
   _globals['_SCOREREQUEST']._serialized_end=313
   _globals['_SCORERESPONSE']._serialized_start=316
-  _globals['_SCORERESPONSE']._serialized_end=501
-  _globals['_SCORESTREAMREQUEST']._serialized_start=503
-  _globals['_SCORESTREAMREQUEST']._serialized_end=586
-  _globals['_SCORESTREAMRESPONSE']._serialized_start=589
-  _globals['_SCORESTREAMRESPONSE']._serialized_end=723
-  _globals['_WATCHREQUEST']._serialized_start=725
-  _globals['_WATCHREQUEST']._serialized_end=758
-  _globals['_WATCHRESPONSE']._serialized_start=761
-  _globals['_WATCHRESPONSE']._serialized_end=992
-  _globals['_LISTANOMALIESREQUEST']._serialized_start=995
-  _globals['_LISTANOMALIESREQUEST']._serialized_end=1168
-  _globals['_LISTANOMALIESRESPONSE']._serialized_start=1170
-  _globals['_LISTANOMALIESRESPONSE']._serialized_end=1261
-  _globals['_ANOMALY']._serialized_start=1264
-  _globals['_ANOMALY']._serialized_end=1478
-  _globals['_CONTRIBUTION']._serialized_start=1480
-  _globals['_CONTRIBUTION']._serialized_end=1526
-  _globals['_SCORINGSERVICE']._serialized_start=1869
-  _globals['_SCORINGSERVICE']._serialized_end=2205
+  _globals['_SCORERESPONSE']._serialized_end=522
+  _globals['_SCORESTREAMREQUEST']._serialized_start=524
+  _globals['_SCORESTREAMREQUEST']._serialized_end=607
+  _globals['_SCORESTREAMRESPONSE']._serialized_start=610
+  _globals['_SCORESTREAMRESPONSE']._serialized_end=744
+  _globals['_WATCHREQUEST']._serialized_start=746
+  _globals['_WATCHREQUEST']._serialized_end=779
+  _globals['_WATCHRESPONSE']._serialized_start=782
+  _globals['_WATCHRESPONSE']._serialized_end=1013
+  _globals['_LISTANOMALIESREQUEST']._serialized_start=1016
+  _globals['_LISTANOMALIESREQUEST']._serialized_end=1189
+  _globals['_LISTANOMALIESRESPONSE']._serialized_start=1191
+  _globals['_LISTANOMALIESRESPONSE']._serialized_end=1282
+  _globals['_ANOMALY']._serialized_start=1285
+  _globals['_ANOMALY']._serialized_end=1499
+  _globals['_CONTRIBUTION']._serialized_start=1501
+  _globals['_CONTRIBUTION']._serialized_end=1547
+  _globals['_SCORINGSERVICE']._serialized_start=1890
+  _globals['_SCORINGSERVICE']._serialized_end=2226
 # @@protoc_insertion_point(module_scope)

@@ -179,6 +179,7 @@ class ScoreResponse(_message.Message):
     POINT_VERSIONS_FIELD_NUMBER: _builtins.int
     FLAGGED_INDEX_FIELD_NUMBER: _builtins.int
     PACKED_CONTRIBUTIONS_FIELD_NUMBER: _builtins.int
+    MUTED_INDEX_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """The version that scored; 0 while the detector is learning."""
     threshold: _builtins.float
@@ -205,6 +206,10 @@ class ScoreResponse(_message.Message):
     def flagged_index(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Indexes of the anomalies among the points; only sent when `contributions` was asked for."""
 
+    @_builtins.property
+    def muted_index(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Indexes of points that have reached the threshold inside a maintenance window: they are no anomalies."""
+
     def __init__(
         self,
         *,
@@ -216,10 +221,11 @@ class ScoreResponse(_message.Message):
         point_versions: _abc.Iterable[_builtins.int] | None = ...,
         flagged_index: _abc.Iterable[_builtins.int] | None = ...,
         packed_contributions: _builtins.bytes = ...,
+        muted_index: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flagged_index", b"flagged_index", "packed_contributions", b"packed_contributions", "packed_scores", b"packed_scores", "point_versions", b"point_versions", "scores", b"scores", "statuses", b"statuses", "threshold", b"threshold", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flagged_index", b"flagged_index", "muted_index", b"muted_index", "packed_contributions", b"packed_contributions", "packed_scores", b"packed_scores", "point_versions", b"point_versions", "scores", b"scores", "statuses", b"statuses", "threshold", b"threshold", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

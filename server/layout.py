@@ -1,0 +1,13 @@
+"""Names of what lies in a store; `server.store` says what each is."""
+
+CATALOG = "catalog.db"
+LOCK = "lock"
+BUNDLES = "bundles"
+DETECTORS = "detectors"
+DRIFT = "drift"
+FRONTIERS = "frontiers"
+GOLDEN = "golden"
+HISTORY = "history"
+QUARANTINE = "quarantine"
+STAGING = "staging"
+TABLES = "tables"
