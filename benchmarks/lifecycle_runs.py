@@ -49,6 +49,7 @@ LOOP = (
     "stretches",
     "trainer",
     "usage",
+    "worker",
 )
 """The modules of `server` that decide what is learned and what serves."""
 DIGITS = 5
