@@ -34,7 +34,7 @@ STEPS = {
     "change.committed": "what a person changes is in the catalog, nobody follows yet",
     "versions.let_go": "old versions are out of the catalog, their files are still there",
     "detector_file.before_rename": "the file of a detector is durable beside its place",
-    "detector_file.renamed": "the file of a detector is in its place, which is not durable",
+    "detector_file.renamed": "the file of a detector is in its place",
     "golden.before_rename": "the golden set of a parent is durable beside its place",
     "store.opened": "a store is locked and its catalog read",
     "store.swept": "what an earlier process left half-done is gone",

@@ -11,11 +11,10 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from pydantic import TypeAdapter, ValidationError
 
-from detectors.bundle import fsync_folder, write_durably
+from detectors.bundle import replaced, write_durably
 from detectors.errors import PreconditionError
 from detectors.failpoints import failpoint
 from server.layout import DETECTORS
@@ -38,16 +37,10 @@ def write_detector_file(root: Path, facts: DetectorFacts) -> None:
     if path.is_file() and path.read_bytes() == content:
         return
     path.parent.mkdir(exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
-    try:
+    with replaced(path) as partial:
         write_durably(partial, content)
         failpoint("detector_file.before_rename")
-        partial.replace(path)
-        failpoint("detector_file.renamed")
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    fsync_folder(path.parent)
+    failpoint("detector_file.renamed")
 
 
 def read_detector_file(path: Path) -> DetectorFacts:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from uuid import uuid4
 
-from detectors.bundle import fsync_folder, write_durably
+from detectors.bundle import replaced, write_durably
 from server.drift import Drift
 from server.layout import DRIFT
 
@@ -21,14 +20,8 @@ def write_drift(root: Path, name: str, drift: Drift) -> None:
     """Makes what was counted so far durable in the store at `root`."""
     path = _path(root, name)
     path.parent.mkdir(exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
-    try:
+    with replaced(path) as partial:
         write_durably(partial, json.dumps(drift.to_json()).encode())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    fsync_folder(path.parent)
 
 
 def read_drift(root: Path, name: str, window: int) -> Drift:

@@ -11,13 +11,12 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from detectors.bundle import fsync_folder, make_folder, write_durably
+from detectors.bundle import fsync_folder, make_folder, replaced, write_durably
 from detectors.errors import CorruptBundleError, PreconditionError
 from detectors.failpoints import failpoint
 from detectors.training.fitted import load, save
@@ -41,15 +40,9 @@ def write_golden(store: Path, name: str, parent_hash: str, golden: Golden) -> No
     header = json.dumps({"seed": golden.seed, "follows": golden.follows})
     path = golden_path(store, name, parent_hash)
     make_folder(path.parent)
-    partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
-    try:
+    with replaced(path) as partial:
         write_durably(partial, safetensors.numpy.save(tensors, {"golden": header}))
         failpoint("golden.before_rename")
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    fsync_folder(path.parent)
 
 
 def inherit_golden(store: Path, name: str, parent_hash: str, heir_hash: str) -> None:

@@ -106,7 +106,7 @@ class HostedDetector:
         """Points taken since this process began."""
         self.features: tuple[str, ...] | None = tuple(features) if features is not None else None
         self.usage = Usage()
-        """What the version that scores did with live points since it took over ..."""
+        """What the version that scores did with live points since it took over, until a probation would end ..."""
         self.before = Usage()
         """... and what the one before it did."""
         self.drift: Drift | None = None
@@ -258,10 +258,10 @@ class HostedDetector:
         self.metrics.count(scored.status, anomalies)
         if anomalies and not self.deleted:
             self._announce(outcome, names, index)
-        due = scored.status == Status.OK
-        if maintained is not None:
-            due &= ~maintained  # neither an alarm flood nor drift
-        if np.count_nonzero(due):
+        if self.usage.points < self.config.probation.points:  # afterwards nobody asks
+            due = scored.status == Status.OK
+            if maintained is not None:
+                due &= ~maintained  # neither an alarm flood nor drift
             self.usage.count(scored.score[due], self.threshold)
         self._arrived = time.monotonic()
         if self.drift is not None and outcome.version != LEARNING_VERSION:
