@@ -34,7 +34,7 @@ def measure(graphs: Sequence[bytes], batch: int, *, rounds: int = 9) -> list[Lat
         For each graph p50 over all its steps, and p99 as the median of its rounds' p99: on a shared machine a single
         p99 is mostly preemption.
     """
-    times = interleaved([_stepping(graph, batch) for graph in graphs], rounds=rounds)
+    times = interleaved([stepping(Runtime(graph), batch) for graph in graphs], rounds=rounds)
     return [
         Latency(
             float(np.median(np.concatenate(parts))),
@@ -90,9 +90,8 @@ def interleaved(
     return times
 
 
-def _stepping(graph: bytes, batch: int) -> Callable[[], None]:
-    """A step of a graph with the state of the one before."""
-    runtime = Runtime(graph)
+def stepping(runtime: Runtime, batch: int) -> Callable[[], None]:
+    """A step of a graph with the state of the one before, of so many points."""
     values, state = _typical(runtime, batch), runtime.fresh(batch)
 
     def step() -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
+from detectors.scorer import Served
+from pruning.latency import interleaved, stepping
 from server.loop_settings import Probation
 from server.usage import Usage
 
@@ -21,12 +25,12 @@ FEW_POINTS = 20
 """Of the version before, that its share of alarms is taken from."""
 FEW_BROKEN = 3
 """Scores that are no numbers."""
+TIMED_ROUNDS = 9
+"""In which two versions are timed side by side."""
 
 
-def misconduct(
-    new: Usage, old: Usage, settings: Probation, false_alarm_rate: float, before: Usage | None = None
-) -> str:
-    """Why a version must not serve; empty: it behaves.
+def misconduct(new: Usage, old: Usage, settings: Probation, false_alarm_rate: float) -> str:
+    """Why a version must not serve, but for its speed (`Race`); empty: it behaves.
 
     Both have seen about the same points, so an incident floods either.
 
@@ -35,7 +39,6 @@ def misconduct(
         old: Of the one before.
         settings: Limits.
         false_alarm_rate: Share of normal points that may be flagged.
-        before: Whose step times are compared with those of `new`; None: those of `old`.
     """
     if new.broken >= FEW_BROKEN and new.broken / new.points > 2 * old.broken / max(old.points, 1):
         return f"{new.broken} of {new.points} scores were no numbers"
@@ -45,11 +48,44 @@ def misconduct(
             f"alarm flood: {new.flagged} of {new.points} points were flagged; the version before flagged "
             f"{old.flagged} of {old.points}"
         )
-    slower = new.slower_than(before or old)
-    if slower is not None and slower > settings.slower:
-        return f"its steps take {slower:.1f} times as long as those of the version before"
     if min(new.points, old.points) >= ENOUGH_POINTS:
         ratio = new.mean_score / max(old.mean_score, NORMAL_SCORE)
         if ratio > HIGHER:
             return f"error up: its mean score is {ratio:.1f} times that of the version before"
     return ""
+
+
+class Race:
+    """Whether the steps of a version take too long beside those of another.
+
+    Steps in use only give rise to suspicion: what else the machine did in the meantime may be to blame. Then both are
+    timed side by side, once, and that decides.
+
+    Args:
+        new: The version in question.
+        old: The one before.
+        slower: It may take so many times as long.
+    """
+
+    def __init__(self, new: Served, old: Served, slower: float) -> None:
+        self._new = new
+        self._old = old
+        self._slower = slower
+        self._is_run = False
+
+    def lost(self, new: Usage, old: Usage) -> str:
+        """Why it must not serve; empty: it is as fast as it should be. May time them, for a second; for a thread.
+
+        Args:
+            new: Of the version in question.
+            old: Of the one before, maybe at another time.
+        """
+        seen = new.slower_than(old)
+        if self._is_run or seen is None or seen <= self._slower:
+            return ""
+        self._is_run = True
+        steps = [stepping(it.runtime, new.step_points) for it in (self._new, self._old)]
+        mine, other = (np.median(np.concatenate(it)) for it in interleaved(steps, rounds=TIMED_ROUNDS))
+        if mine <= self._slower * other:
+            return ""
+        return f"its steps take {mine / other:.1f} times as long as those of the version before"

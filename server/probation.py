@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from detectors.errors import ConflictError, PreconditionError, PrunewatchError
 from detectors.failpoints import failpoint
 from detectors.scorer import Served
-from server.conduct import misconduct
+from server.conduct import Race, misconduct
 from server.config import HUB
 from server.hosted import HostedDetector
 from server.metrics import Metrics
@@ -30,10 +30,12 @@ class Trial:
     Attributes:
         adoption: In the catalog.
         shadow: The version before, on the same points; None until both can follow.
+        race: Between the two.
     """
 
     adoption: AdoptionRow
     shadow: Shadow | None = None
+    race: Race | None = None
 
 
 class Probations:
@@ -98,11 +100,12 @@ class Probations:
             return False  # it is about to take over
         if trial.shadow is None:
             trial.shadow = await self._before(hosted, adoption)
-        if trial.shadow is not None:
+            if trial.shadow is not None:
+                trial.race = Race(hosted.served, trial.shadow.served, settings.slower)
+        if trial.shadow is not None and trial.race is not None:
             await trial.shadow.follow()
-            rate = hosted.config.false_alarm_rate
-            reason = misconduct(hosted.usage, trial.shadow.usage, settings, rate, hosted.before)
-            if reason:
+            reason = misconduct(hosted.usage, trial.shadow.usage, settings, hosted.config.false_alarm_rate)
+            if reason := reason or await asyncio.to_thread(trial.race.lost, hosted.usage, hosted.before):
                 return await self._take_back(hosted, adoption, reason)
         if hosted.usage.points >= settings.points or self._clock() - adoption.began >= settings.seconds:
             await self._keep(adoption)

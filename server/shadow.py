@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detectors.scorer import Scorer, Served, Successor
-from server.conduct import misconduct
+from server.conduct import Race, misconduct
 from server.loop_settings import Probation
 from server.usage import Usage
 
@@ -31,6 +31,7 @@ class Shadow:
 
     def __init__(self, scorer: Scorer, served: Served, threshold: float) -> None:
         self.usage = Usage()
+        self.served = served
         self._successor = Successor(scorer, served)
         self._threshold = threshold
         self._caught_up = False
@@ -86,11 +87,13 @@ async def compared(
         clock: Monotonic seconds.
     """
     new, old = Shadow(scorer, candidate, threshold), Shadow(scorer, scorer.served, threshold)
+    race = Race(candidate, scorer.served, settings.slower)
     began = arrived = clock()
     while new.usage.points < settings.shadow_points:
         moved = await new.follow()
         await old.follow()
-        if reason := misconduct(new.usage, old.usage, settings, false_alarm_rate):
+        reason = misconduct(new.usage, old.usage, settings, false_alarm_rate)
+        if reason := reason or await asyncio.to_thread(race.lost, new.usage, old.usage):
             return Verdict(new.usage.points, reason)
         now = clock()
         arrived = now if moved else arrived

@@ -55,6 +55,11 @@ class Usage:
         sound = self.points - self.broken
         return self._scores / sound if sound else 0.0
 
+    @property
+    def step_points(self) -> int:
+        """Median of the points in a step; 1 where there was none."""
+        return max(int(np.median(self._sizes)), 1) if self._sizes else 1
+
     def slower_than(self, other: Usage) -> float | None:
         """Median time of a step over the other's; None where the two did not do the same work, or too little."""
         if min(len(self._seconds), len(other._seconds)) < FEW_STEPS:
