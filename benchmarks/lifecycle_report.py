@@ -61,10 +61,16 @@ def recall(side: Cell) -> float:
 
 
 def _drifting(cells: Sequence[Cell]) -> tuple[list[str], dict[str, Any]]:
-    sides = {"frozen": "frozen", "loop": "loop", "answered": "loop, alarms answered"}
-    lines = ["**Drifting series**: frozen / with the loop / with the loop, alarms answered", "", *_beside(cells, sides)]
+    sides = {
+        "frozen": "frozen",
+        "loop": "loop",
+        "answered": "loop, alarms answered",
+        "shift": "loop, what stays flagged learned",
+    }
+    sides = {side: name for side, name in sides.items() if all(side in it for it in cells)}
+    lines = [f"**Drifting series**: {' / '.join(sides.values())}", "", *_beside(cells, sides)]
     ratios, sentences = {}, []
-    for side in ("loop", "answered"):
+    for side in list(sides)[1:]:
         halved = sum(alarms(it[side]) <= HALVED * alarms(it["frozen"]) for it in cells)
         change = _vus_change(cells, side)
         many, few = harness.verdict(halved == len(cells)), harness.verdict(min(change) >= -HARM)

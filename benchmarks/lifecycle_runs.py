@@ -31,12 +31,15 @@ FEWEST_ROWS = 100
 SPEEDUP = 4.0
 STEADY = ("smd/machine-2-1", "asd/omi-4", "asd/omi-9")
 INCIDENTS = (*STEADY, "ucr/116_UCR_Anomaly_CIMIS44AirTemperature4_4000_5549_5597")
+SHIFT = 200
+"""Rows of which half must be flagged until they count as normal, where that is tried."""
 REPEATS = 3
 """How often every incident is in the learned stretch."""
 LOOP = (
     "conduct",
     "golden",
     "history",
+    "lasting",
     "maintenance",
     "pace",
     "probation",
@@ -105,9 +108,18 @@ def _spliced(normal: NDArray[np.float32], incidents: list[NDArray[np.float32]]) 
 
 
 def replayed(
-    stream: Stream, features: tuple[str, ...], *, seed: int, cycles: int = CYCLES, answered: bool = False
+    stream: Stream,
+    features: tuple[str, ...],
+    *,
+    seed: int,
+    cycles: int = CYCLES,
+    answered: bool = False,
+    shift: int | None = None,
 ) -> Replay:
-    """Streams through the real loop; a cycle begins every so many rows, and alarms are answered if so asked."""
+    """Streams through the real loop; a cycle begins every so many rows.
+
+    Alarms are answered, and what stays flagged for `shift` rows is learned, where that is asked for.
+    """
     rows = np.concatenate([stream.train, stream.rows])
     number = np.arange(len(rows))
     labels = np.concatenate([np.zeros(len(stream.train), np.bool_), stream.labels])
@@ -117,6 +129,7 @@ def replayed(
         features=list(features),
         seed=seed,
         time="index",
+        triggers={"shift": shift},
         schedule={"prune_every": f"{max(FEWEST_ROWS, len(stream.rows) // cycles)} points"},
     )
     with tempfile.TemporaryDirectory(prefix="prunewatch-bench-") as folder:
@@ -184,6 +197,8 @@ def run(part: str, series: Series, *, seed: int, cycles: int = CYCLES) -> dict[s
         if part == "drifting":
             again = figures(replayed(stream, series.features, seed=seed, cycles=cycles, answered=True), stream, series)
             found["answered"] = {**again["loop"], "cycles": again["cycles"], "reasons": again["reasons"]}
+            again = figures(replayed(stream, series.features, seed=seed, cycles=cycles, shift=SHIFT), stream, series)
+            found["shift"] = {**again["loop"], "cycles": again["cycles"], "reasons": again["reasons"]}
         return found
     cell = {}
     for side, repeats in (("taught", REPEATS), ("untaught", 0)):

@@ -24,6 +24,7 @@ from server.anomaly_keeping import AnomalyBuffer
 from server.config import Budget, DetectorConfig
 from server.drift import Drift
 from server.keeping import HistoryBuffer, HistorySink, Kept, write
+from server.lasting import Lasting
 from server.learning import LEARNING_VERSION, learning
 from server.metrics import DetectorMetrics
 from server.shadow import IDLE_SECONDS, Shadow, Verdict, compared
@@ -109,6 +110,8 @@ class HostedDetector:
         """What the version that scores did with live points since it took over, until a probation would end ..."""
         self.before = Usage()
         """... and what the one before it did."""
+        self.lasting = Lasting()
+        """What stays flagged, where `triggers.shift` asks for it."""
         self.drift: Drift | None = None
         """Looks for drift; None: nobody asked for it."""
         self.steps = StepTimes((budget or Budget()).batch)
@@ -123,6 +126,12 @@ class HostedDetector:
         self._buffer = HistoryBuffer(config.history.max_rows, metrics.history_dropped.inc)
         self._writing = asyncio.Lock()
         self._swapping = asyncio.Lock()
+
+    @property
+    def shift_points(self) -> int:
+        """Points of all series that are looked at for a lasting shift; 0: nobody asked for it."""
+        asked = self.config.triggers.shift
+        return asked * max(len(self._scorer.series), 1) if asked and self._scorer is not None else 0
 
     # taking points
 
@@ -264,8 +273,11 @@ class HostedDetector:
                 due &= ~maintained  # neither an alarm flood nor drift
             self.usage.count(scored.score[due], self.threshold)
         self._arrived = time.monotonic()
+        at = slice(None) if maintained is None else ~maintained
+        if self.shift_points and outcome.version != LEARNING_VERSION:
+            due = scored.status[at] == Status.OK
+            self.lasting.take(int(np.count_nonzero(due)), int(np.count_nonzero(flagged[at])), self.shift_points)
         if self.drift is not None and outcome.version != LEARNING_VERSION:
-            at = slice(None) if maintained is None else ~maintained
             self.drift.take(outcome.version, scored.score[at], flagged[at], values[at])
         taken = scored.status <= LAST_TAKEN
         self.accepted += (n := int(np.count_nonzero(taken)))
@@ -370,6 +382,7 @@ class HostedDetector:
                     self.before = self.usage
                 self.usage = Usage()
                 self.steps.clear()
+                self.lasting.clear()
             self.features = tuple(features)
             self.problem = ""
 

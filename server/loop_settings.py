@@ -56,7 +56,7 @@ class Schedule(Section):
 
 
 class Triggers(Section):
-    """What begins a cycle beside the schedule."""
+    """What begins a cycle, or a fit, beside the schedule."""
 
     drift: bool = False
     """Errors or inputs of the live points are no longer those that the detector was calibrated on."""
@@ -64,11 +64,14 @@ class Triggers(Section):
     """What serves is measured above the budget of its device class."""
     config_change: bool = False
     """The budget or the device classes of the detector were changed."""
+    shift: int | None = Field(default=None, ge=100)
+    """After so many points of each series of which at least half were flagged, they count as normal, and a new parent
+    is fitted; None: what is flagged stays out."""
     drift_window: int = Field(default=1000, ge=40)
     """Points that are compared with what was, when drift is looked for."""
     cool_down: Seconds = 3600.0
-    """At least so long between two cycles that any of these begin; doubled by each further one in a row that came to
-    nothing, at most a week."""
+    """At least so long between two cycles or fits that any of these begin; doubled by each further cycle in a row that
+    came to nothing, at most a week."""
 
 
 class ParentGate(Section):

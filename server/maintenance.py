@@ -137,7 +137,7 @@ class Maintenance:
                 batch=batch,
                 seed=seed,
                 start=start,
-                first=None if trigger == "manual" else served_parent(roster.store, name),
+                first=None if trigger in ("manual", "shift") else served_parent(roster.store, name),
             )
 
         def publish(result: Mapping[str, Any], _cycles: Mapping[str, int]) -> object:

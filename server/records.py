@@ -11,7 +11,7 @@ from detectors.bundle import Bundle
 DetectorState = Literal["learning", "fitting", "ready", "failed"]
 OperationState = Literal["running", "succeeded", "failed", "cancelled"]
 Cause = Literal["fit", "update", "prune"]
-Trigger = Literal["manual", "schedule", "drift", "missed_budget", "config_change"]
+Trigger = Literal["manual", "schedule", "drift", "missed_budget", "config_change", "shift"]
 Label = Literal["anomaly", "normal"]
 AdoptionState = Literal["probation", "kept", "rolled_back"]
 

@@ -114,6 +114,8 @@ class Scheduler:
             await self._first_fit(hosted, config)
         elif self._is_refit_due(name, config):
             await self._refit(hosted, config)
+        elif hosted.shift_points and hosted.lasting.lasts(hosted.shift_points) and self._has_cooled_down(name, config):
+            await self._follow_shift(hosted)
         else:
             await self._cycle(hosted, config)
 
@@ -137,6 +139,21 @@ class Scheduler:
             return
         await self._maintenance.fit(hosted.name, trigger="schedule")
         self._pace.begin(hosted.name, FIT, hosted.accepted, every=config.schedule.refit_every)
+        await self.save(everything=False)
+
+    def _has_cooled_down(self, name: str, config: DetectorConfig) -> bool:
+        return cooled_down(name, config, self._pace, ())
+
+    async def _follow_shift(self, hosted: HostedDetector) -> None:
+        """What stayed flagged is learned from, by a parent of its own: the one there is is held to what it knew."""
+        name = hosted.name
+        if (await asyncio.to_thread(self._roster.catalog.get_detector, name)).frozen:
+            self._hold(name)
+            return
+        logger.warning("most points of %s have been flagged for long: they count as normal from now on", name)
+        await self._maintenance.fit(name, trigger="shift")
+        for what in (FIT, COOL_DOWN):
+            self._pace.begin(name, what, hosted.accepted)
         await self.save(everything=False)
 
     async def _cycle(self, hosted: HostedDetector, config: DetectorConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from server.history import IMPORT_SERIES
+from server.lasting import HALF
 from server.reservoir import KEY, read_keyed
 from server.segments import VALUE_PREFIX, schema_of, series_codes, series_names
 from server.spans import Said, Spans
@@ -91,6 +93,7 @@ def read_stretches(
     imported: bool | None = None,
     max_rows: int | None = None,
     guard: int = 0,
+    shift: int | None = None,
     max_gap: int | None = None,
     keep_missing: bool = False,
     said: Said = NOTHING_SAID,
@@ -109,6 +112,7 @@ def read_stretches(
         imported: Only points that came from files (True) or only those that were streamed (False).
         max_rows: Take no more points than this: whole series in a random order, of the last one the newest points.
         guard: Points around a flagged one that are left out too.
+        shift: Flags count for nothing where at least half of so many points of a series have one; None: all count.
         max_gap: In the units of stamps; None: no silence is too long.
         keep_missing: Missing values do not end a run; they stay NaN.
         said: Labels and maintenance windows.
@@ -123,7 +127,7 @@ def read_stretches(
     series = points.series
     starts_series = np.flatnonzero(np.r_[True, series[1:] != series[:-1]])
     whole = np.isfinite(points.values) | (np.isnan(points.values) if keep_missing else False)
-    normal = whole.all(axis=1) & ~_excluded(points, said, starts_series, guard)
+    normal = whole.all(axis=1) & ~_excluded(points, said, starts_series, guard, shift)
     new_run = points.begins | np.r_[True, ~normal[:-1]]
     starts = np.flatnonzero(new_run & normal)
     ends = np.r_[np.flatnonzero(new_run | ~normal), len(series)]
@@ -141,12 +145,36 @@ def some_of(stretches: Sequence[Stretch], max_rows: int, seed: int) -> list[Stre
     return [stretches[at] for at in sorted(order[rows <= max_rows].tolist())]
 
 
-def _excluded(points: Points, said: Said, series_starts: NDArray[np.int64], guard: int) -> NDArray[np.bool_]:
+def _excluded(
+    points: Points, said: Said, series_starts: NDArray[np.int64], guard: int, shift: int | None
+) -> NDArray[np.bool_]:
     """Which points are not learned from, by flags and by what people said."""
     where = (points.names, points.series, points.stamps)
     anomaly, normal = said.labelled(*where)
-    near = _around((points.flagged | anomaly) & ~normal, series_starts, guard)
+    flagged = points.flagged
+    if shift is not None:
+        flagged = flagged & ~_lasting(flagged, series_starts, shift)
+    near = _around((flagged | anomaly) & ~normal, series_starts, guard)
     return (near & ~normal) | Spans(said.windows).cover(*where)
+
+
+def _lasting(flagged: NDArray[np.bool_], series_starts: NDArray[np.int64], window: int) -> NDArray[np.bool_]:
+    """Marks windows of consecutive points of a series of which at least half are flagged.
+
+    >>> flags = np.array([0, 1, 1, 0, 1, 0, 0, 0, 0, 1], bool)
+    >>> _lasting(flags, np.array([0, 9]), 4).astype(int)
+    array([1, 1, 1, 1, 1, 1, 0, 0, 0, 0])
+    """
+    change = np.zeros(len(flagged) + 1, np.int64)
+    for start, end in pairwise(np.r_[series_starts, len(flagged)].tolist()):
+        if end - start < window:
+            continue
+        total = np.r_[0, np.cumsum(flagged[start:end])]
+        first = start + np.flatnonzero(total[window:] - total[:-window] >= HALF * window)
+        np.add.at(change, first, 1)
+        np.add.at(change, first + window, -1)
+    marked: NDArray[np.bool_] = np.cumsum(change[:-1]) > 0
+    return marked
 
 
 def _around(flagged: NDArray[np.bool_], series_starts: NDArray[np.int64], guard: int) -> NDArray[np.bool_]:

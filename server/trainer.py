@@ -404,6 +404,7 @@ def _how(job: Job, missing: Missing) -> dict[str, Any]:
     """How the points of a job are read."""
     return {
         "max_gap": job.get("max_gap"),
+        "shift": job.get("shift"),
         "keep_missing": missing == "carry",
         "guard": GUARD_POINTS,
         "said": Said.from_json(job),

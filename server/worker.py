@@ -54,8 +54,8 @@ class Task:
 
     @property
     def is_refit(self) -> bool:
-        """Whether the schedule asked for a fit."""
-        return self.is_fit and self.trigger == "schedule"
+        """Whether it makes a parent that nobody asked for."""
+        return self.is_fit and self.trigger in ("schedule", "shift")
 
 
 class Worker:
