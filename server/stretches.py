@@ -112,7 +112,8 @@ def read_stretches(
         imported: Only points that came from files (True) or only those that were streamed (False).
         max_rows: Take no more points than this: whole series in a random order, of the last one the newest points.
         guard: Points around a flagged one that are left out too.
-        shift: Flags count for nothing where at least half of so many points of a series have one; None: all count.
+        shift: Flags count for nothing where at least half of so many points of a series have one, from the first of
+            them to the last; that is a run of its own, so that it is both learned and held out. None: all count.
         max_gap: In the units of stamps; None: no silence is too long.
         keep_missing: Missing values do not end a run; they stay NaN.
         said: Labels and maintenance windows.
@@ -127,8 +128,9 @@ def read_stretches(
     series = points.series
     starts_series = np.flatnonzero(np.r_[True, series[1:] != series[:-1]])
     whole = np.isfinite(points.values) | (np.isnan(points.values) if keep_missing else False)
-    normal = whole.all(axis=1) & ~_excluded(points, said, starts_series, guard, shift)
-    new_run = points.begins | np.r_[True, ~normal[:-1]]
+    lasting = np.zeros(len(series), np.bool_) if shift is None else _lasting(points.flagged, starts_series, shift)
+    normal = whole.all(axis=1) & ~_excluded(points, said, starts_series, guard, lasting)
+    new_run = points.begins | np.r_[True, ~normal[:-1]] | np.r_[False, lasting[1:] != lasting[:-1]]
     starts = np.flatnonzero(new_run & normal)
     ends = np.r_[np.flatnonzero(new_run | ~normal), len(series)]
     ends = ends[np.searchsorted(ends, starts, side="right")]
@@ -146,24 +148,21 @@ def some_of(stretches: Sequence[Stretch], max_rows: int, seed: int) -> list[Stre
 
 
 def _excluded(
-    points: Points, said: Said, series_starts: NDArray[np.int64], guard: int, shift: int | None
+    points: Points, said: Said, series_starts: NDArray[np.int64], guard: int, lasting: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
     """Which points are not learned from, by flags and by what people said."""
     where = (points.names, points.series, points.stamps)
     anomaly, normal = said.labelled(*where)
-    flagged = points.flagged
-    if shift is not None:
-        flagged = flagged & ~_lasting(flagged, series_starts, shift)
-    near = _around((flagged | anomaly) & ~normal, series_starts, guard)
+    near = _around((points.flagged & ~lasting | anomaly) & ~normal, series_starts, guard)
     return (near & ~normal) | Spans(said.windows).cover(*where)
 
 
 def _lasting(flagged: NDArray[np.bool_], series_starts: NDArray[np.int64], window: int) -> NDArray[np.bool_]:
-    """Marks windows of consecutive points of a series of which at least half are flagged.
+    """Marks where windows of a series are flagged by half, from the first flag to the last.
 
     >>> flags = np.array([0, 1, 1, 0, 1, 0, 0, 0, 0, 1], bool)
     >>> _lasting(flags, np.array([0, 9]), 4).astype(int)
-    array([1, 1, 1, 1, 1, 1, 0, 0, 0, 0])
+    array([0, 1, 1, 1, 1, 0, 0, 0, 0, 0])
     """
     change = np.zeros(len(flagged) + 1, np.int64)
     for start, end in pairwise(np.r_[series_starts, len(flagged)].tolist()):
@@ -173,7 +172,12 @@ def _lasting(flagged: NDArray[np.bool_], series_starts: NDArray[np.int64], windo
         first = start + np.flatnonzero(total[window:] - total[:-window] >= HALF * window)
         np.add.at(change, first, 1)
         np.add.at(change, first + window, -1)
-    marked: NDArray[np.bool_] = np.cumsum(change[:-1]) > 0
+    windows = np.cumsum(change[:-1]) > 0
+    edges = np.flatnonzero(np.diff(np.r_[False, windows, False].astype(np.int8)))
+    marked = np.zeros(len(flagged), np.bool_)
+    for start, end in zip(edges[::2], edges[1::2], strict=True):
+        within = start + np.flatnonzero(flagged[start:end])
+        marked[within[0] : within[-1] + 1] = True
     return marked
 
 

@@ -43,6 +43,30 @@ def test_flagged_points_and_their_neighbours_are_left_out(tmp_path: Path) -> Non
     assert runs(history) == [[0, 1, 2, 3], [5, 6, 7, 8, 9], [1, 2]]
 
 
+def test_what_stays_flagged_comes_back(tmp_path: Path) -> None:
+    """Where half of `shift` points in a row of a series are flagged, as a run of its own; an incident does not."""
+    history = History(tmp_path, FEATURES)
+    add(history, range(20), flagged=[2, *range(8, 20, 2)])
+    add(history, range(5), series="b", flagged=range(5))
+    history.flush()
+
+    assert runs(history, shift=6) == [[0, 1], [3, 4, 5, 6, 7], list(range(8, 19)), [19]]
+    assert runs(history, shift=6, guard=1) == [[0], [4, 5, 6, 7], list(range(8, 19)), [19]]
+    assert runs(history, shift=5)[-1] == list(range(5))
+    assert runs(history, shift=13)[:3] == [[0, 1], [3, 4, 5, 6, 7], [9]]
+
+
+def test_what_people_said_counts_more_than_that_it_stays(tmp_path: Path) -> None:
+    """A labelled anomaly stays out however long it lasts, and so does maintenance."""
+    history = History(tmp_path, FEATURES)
+    add(history, range(12), flagged=range(12))
+    history.flush()
+
+    said = Said(labels=((Span("", 4, 5), "anomaly"),), windows=(Span("a", 8, 8),))
+
+    assert runs(history, shift=4, said=said) == [[0, 1, 2, 3], [6, 7], [9, 10, 11]]
+
+
 def test_a_missing_value_ends_a_run(tmp_path: Path) -> None:
     """Nothing is trained across a hole."""
     history = History(tmp_path, FEATURES)

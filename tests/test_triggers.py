@@ -221,6 +221,44 @@ async def test_drift_begins_a_cycle_and_the_cool_down_holds_the_next(tmp_path: P
     assert told(again) == [("drift", "hub")] * 2
 
 
+async def test_what_stays_flagged_begins_a_fit(tmp_path: Path) -> None:
+    """Once half of so many points were flagged, not before; not while it is frozen, nor again before the cool-down."""
+    fits = []
+
+    async with driven(tmp_path, triggers={"shift": 100, "cool_down": "1h"}) as (it, client):
+
+        async def counted(seconds: float = HOLD_SECONDS) -> None:
+            await it.later(seconds)
+            fits.append(sum(row.cause == "fit" for row in it.hub.store.catalog.versions("pump")))
+
+        await it.send(client, 100)
+        await it.send(client, 40, shift=1e6)
+        await counted()  # fewer than half
+        await client.freeze("pump")
+        await it.send(client, 60, shift=1e6)
+        await counted()  # frozen
+        await client.unfreeze("pump")
+        await counted()
+        await it.send(client, 100, shift=1e9)
+        await counted()  # cools down
+        await counted(3600)
+        await it.send(client, 40, shift=1e12)
+        await counted(3600)  # the new version has scored too few points
+
+    assert fits == [1, 1, 2, 2, 3, 3]
+
+
+async def test_nothing_is_fitted_to_what_stays_flagged_unless_asked_for(tmp_path: Path) -> None:
+    """By default it stays out for good."""
+    async with driven(tmp_path) as (it, client):
+        await it.send(client, 100)
+        await it.send(client, 400, shift=1e6)
+        await it.later(3600)
+        versions = it.hub.store.catalog.versions("pump")
+
+    assert len(versions) == 1
+
+
 async def test_a_budget_missed_in_use_begins_a_cycle(tmp_path: Path) -> None:
     """Steps of a full batch that take longer than the budget, 200 of them; smaller steps do not count."""
     classes = {"hub": {"p50": "1us", "batch": 8}}

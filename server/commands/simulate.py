@@ -71,6 +71,10 @@ def simulate(
         ),
     ] = None,
     drift: Annotated[bool, typer.Option("--drift", help="Begin a cycle on drift too.")] = False,
+    shift: Annotated[
+        int | None,
+        typer.Option("--shift", metavar="ROWS", min=100, help="Learn what is flagged for most of so many rows."),
+    ] = None,
     feedback: Annotated[
         bool,
         typer.Option("--feedback", help="Say of every alarm what the column `label` says, as `prunewatch feedback`."),
@@ -126,7 +130,7 @@ def simulate(
     settings = load_settings(config) if config else None
     wanted = configured(name, settings, network, seed) | {"features": table.features}
     wanted |= {"time": "index"} if index else {}
-    detector = _looping(load_detector_config(wanted), every, drift=drift, rows=len(table) - rows)
+    detector = _looping(load_detector_config(wanted), every, drift=drift, shift=shift, rows=len(table) - rows)
     budget = _budget(settings, p99, p50, speedup, size, batch)
     from server.simulate import replay
     from server.simulate_quality import described
@@ -157,7 +161,9 @@ def _train_rows(asked: int | None, table: Table) -> int:
     return rows
 
 
-def _looping(detector: DetectorConfig, every: str | None, *, drift: bool, rows: int) -> DetectorConfig:
+def _looping(
+    detector: DetectorConfig, every: str | None, *, drift: bool, shift: int | None, rows: int
+) -> DetectorConfig:
     """The detector with what is to begin its cycles; it is fitted to rows, not by itself."""
     schedule, triggers = detector.schedule, detector.triggers
     asked = every is not None or drift or schedule.prune_every or schedule.refit_every or triggers.drift
@@ -168,6 +174,8 @@ def _looping(detector: DetectorConfig, every: str | None, *, drift: bool, rows: 
         fields["schedule"]["prune_every"] = every
     if drift:
         fields["triggers"]["drift"] = True
+    if shift is not None:
+        fields["triggers"]["shift"] = shift
     try:
         return DetectorConfig.model_validate({**fields, "fit_after": None, "device_classes": [HUB]})
     except ValidationError as error:
