@@ -55,6 +55,21 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
         found = FrontierFacts(job["batch"], Sized(**parent), (), "l2", job["seed"])
         stored = write_frontier(Path(job["store"]), job["parent"]["hash"], found, [], time.time())
         return stored.shown(job["detector"], job["device_class"])
+    if job["kind"] == "round":
+        children = [
+            {
+                "device_class": it["device_class"],
+                "batch": it["budget"]["batch"],
+                "outcome": "adopted",
+                "reason": "",
+                "parent": parent,
+                "child": facts(make(job, width, it["device_class"])),
+                "version": job["version"],
+            }
+            for it in job["classes"]
+        ]
+        same = {"parent": parent, "updated": False, "parent_gate": None, "unpruned": job["unpruned"]}
+        return {"outcome": "adopted", "reason": "", "children": children, "version": job["version"], **same}
     child = facts(make(job, width, job["device_class"]))
     gate = {"passed": True, "error_ratio": 1.01}
     return {
