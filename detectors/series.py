@@ -87,6 +87,18 @@ class SeriesTable:
         self.seen[slots] += 1
         self.last_stamp[slots] = stamps
 
+    def resume(self, name: str, last_stamp: int, values: NDArray[np.float32]) -> None:
+        """Lets a series go on from its newest points [T, F], of which the ring takes the last.
+
+        Raises:
+            ExhaustedError: more than `max_series` would be held.
+        """
+        (slot,) = self.slots([name])
+        kept = values[-self.ring_points :]
+        self._ring[slot, : len(kept)] = kept
+        self.seen[slot] = len(kept)
+        self.last_stamp[slot] = last_stamp
+
     def begin_anew(self, slots: Slots) -> None:
         """Forgets the points of series after a gap; their last stamps stay."""
         self.seen[slots] = 0

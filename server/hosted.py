@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from server.keeping import HistoryBuffer, HistorySink, Kept, write
 from server.lasting import Lasting
 from server.learning import LEARNING_VERSION, learning
 from server.metrics import DetectorMetrics
+from server.resume import newest_points
 from server.shadow import IDLE_SECONDS, Shadow, Verdict, compared
 from server.spans import Spans
 from server.step_times import StepTimes
@@ -356,6 +358,22 @@ class HostedDetector:
         if self._scorer is not None:
             self.metrics.series.set(len(self._scorer.series))
             self.metrics.state_bytes.set(self._scorer.state_bytes)
+
+    async def resume(self) -> None:
+        """Lets the series of the last process go on, from what is durable of them; before anything serves.
+
+        Raises:
+            PreconditionError: the history can not be read.
+        """
+        if self._scorer is None or self.history is None or self.features is None:
+            return
+        series, gap = self._scorer.series, self.config.gap_nanoseconds
+        paths = self.history.paths()
+        found = await asyncio.to_thread(
+            lambda: list(islice(newest_points(paths, self.features or (), series.ring_points, gap), series.max_series))
+        )
+        for it in found:
+            series.resume(it.name, it.last_stamp, it.values)
 
     # changing versions
 

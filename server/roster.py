@@ -82,6 +82,10 @@ class Roster:
             if row.features:
                 hosted.history = await asyncio.to_thread(self.store.history, row.name)
             try:
+                await hosted.resume()
+            except PrunewatchError:
+                logger.exception("the series of %s begin anew", row.name)
+            try:
                 await self.follow(row.name)
             except PrunewatchError as error:
                 hosted.problem = f"{error.problem} {error.hint}".strip()
