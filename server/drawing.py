@@ -1,18 +1,16 @@
 """Draws a picture of scored points. Needs matplotlib, which the base install does not have.
 
 Everything stands in one column over one axis of time: the scores, the labels, a panel for each feature, and below them
-the list of the numbered spans. Colours are those of Okabe and Ito, which colour-blind people tell apart.
+the list of the numbered spans.
 """
 
 from __future__ import annotations
 
 import textwrap
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -24,11 +22,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from server.annotations import percent, spread, value_texts
 from server.commands.tables import printable
+from server.figures import BLUE, GREY, INK, ORANGE, PALE, PURPLE, VERMILLION, save
 from server.lines import Line, Places
 from server.picture import Extents, Panel, Picture, Span
 from server.time_axis import Axis
 
-DOTS = 120  # an inch of a PNG
 WIDTH, LEFT, RIGHT, EDGE = 12.0, 1.75, 0.75, 0.25  # inches
 TITLE, LEGEND, NUMBERS, SCORE, LABELS, TIME, ROW, NOTE, BETWEEN = 0.72, 0.28, 0.28, 1.7, 0.16, 0.38, 0.2, 0.18, 0.1
 PANEL_HEIGHTS = ((3, 1.3), (6, 1.0), (16, 0.7), (4096, 0.45))  # with up to so many panels, inches each
@@ -36,25 +34,6 @@ ACROSS = WIDTH - LEFT - RIGHT
 NUMBER_WIDTH, LINE_HEIGHT = 0.22, 0.16
 NAME_LETTERS, NOTE_LETTERS, FEATURES_LETTERS = 19, 175, 82  # that fit
 
-BLUE, ORANGE, VERMILLION, PURPLE = "#0072B2", "#E69F00", "#D55E00", "#CC79A7"
-INK, GREY, PALE = "#222222", "#6B6B6B", "#E2E2E2"
-STYLE: dict[Any, Any] = {
-    "font.family": ["DejaVu Sans"],
-    "font.size": 9.0,
-    "text.parse_math": False,  # a name may have dollars in it
-    "text.color": INK,
-    "xtick.labelsize": 8.0,
-    "ytick.labelsize": 8.0,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "hatch.linewidth": 0.6,
-    "path.simplify": False,  # lines are thinned already
-    "svg.fonttype": "none",  # text stays text: it can be searched
-    "svg.hashsalt": "prunewatch",  # the same picture is the same bytes
-    "pdf.fonttype": 42,
-}
-FORMATS: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-"""What can be written, and what is not written beside the picture, so that the same picture is the same bytes."""
 NANOSECONDS_A_DAY = 86_400e9  # a day is one on matplotlib's axes of dates, which begin at the epoch
 LIST = (0.0, 0.3, 2.55, 5.2, 5.75, 6.0)
 """Columns of the list of spans, inches from its left edge, or from there to the right edge of a number."""
@@ -70,11 +49,7 @@ def draw(picture: Picture, out: Path, kind: str) -> None:
         out: The file.
         kind: One of `FORMATS`.
     """
-    partial = out.with_name(f".{out.name}.partial")
-    with mpl.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # names may be in any script
-        _Sheet(picture).figure.savefig(partial, format=kind, dpi=DOTS, metadata=FORMATS[kind])
-    partial.replace(out)
+    save(lambda: _Sheet(picture).figure, out, kind)
 
 
 def height_inches(picture: Picture) -> float:

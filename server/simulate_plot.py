@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -21,7 +20,8 @@ from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
 from server.commands.tables import printable
-from server.drawing import BLUE, DOTS, FORMATS, GREY, INK, NANOSECONDS_A_DAY, ORANGE, PALE, PURPLE, STYLE, VERMILLION
+from server.drawing import NANOSECONDS_A_DAY
+from server.figures import BLUE, GREY, INK, ORANGE, PALE, PURPLE, VERMILLION, save
 from server.quantities import format_duration, format_size
 from server.simulate_outcome import Ran, Replay, Size, runs
 from server.simulate_quality import Quality, Segment, segments, served
@@ -40,13 +40,10 @@ def draw(replay: Replay, out: Path, kind: str, *, dates: bool) -> None:
     Args:
         replay: What to draw.
         out: The file.
-        kind: One of `server.drawing.FORMATS`.
+        kind: One of `server.figures.FORMATS`.
         dates: Stamps are nanoseconds since the epoch; else the axis shows rows.
     """
-    partial = out.with_name(f".{out.name}.partial")
-    with mpl.rc_context(STYLE):
-        _Sheet(replay, dates=dates).figure.savefig(partial, format=kind, dpi=DOTS, metadata=FORMATS[kind])
-    partial.replace(out)
+    save(lambda: _Sheet(replay, dates=dates).figure, out, kind)
 
 
 class _Sheet:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from detectors.bundle import write_bundle
 from detectors.errors import InvalidInputError
 from detectors.stamps import Status
-from server import drawing
+from server import figures
 from server.annotations import spread, value_texts
 from server.anomaly_keeping import AnomalyQuery
 from server.app import Hub
@@ -28,7 +28,8 @@ from server.cli import main
 from server.commands import plot
 from server.config import DetectorConfig
 from server.csv_input import Table, read_csv
-from server.drawing import DOTS, WIDTH, draw, height_inches
+from server.drawing import WIDTH, draw, height_inches
+from server.figures import DOTS
 from server.lines import line, thinned
 from server.picture import JOIN_ROWS, NAMED_SPANS, PANELS, chosen, picture_of
 from server.publish import publish_fit
@@ -522,7 +523,7 @@ def test_the_suffix_says_what_it_becomes(prunewatch, root: Path, points, tmp_pat
 
 def test_what_can_be_asked_for_can_be_drawn() -> None:
     """The command, which must not import matplotlib, knows the formats of the drawing."""
-    assert set(plot.FORMATS) == set(drawing.FORMATS)
+    assert set(plot.FORMATS) == set(figures.FORMATS)
 
 
 def test_points_that_came_before_warm_up(prunewatch, root: Path, points: Path, tmp_path: Path) -> None:

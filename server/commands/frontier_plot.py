@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -14,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from server.commands.tables import printable
-from server.drawing import BLUE, DOTS, FORMATS, GREY, INK, STYLE, VERMILLION
+from server.figures import BLUE, DOTS, GREY, INK, VERMILLION, save
 from server.quantities import format_duration, format_size
 
 WIDTH, HEIGHT = 11.0, 4.4  # inches
@@ -31,12 +30,9 @@ def draw(shown: Mapping[str, Any], out: Path, kind: str) -> None:
     Args:
         shown: As `prunewatch frontier --json` prints it.
         out: The file.
-        kind: One of `server.drawing.FORMATS`.
+        kind: One of `server.figures.FORMATS`.
     """
-    partial = out.with_name(f".{out.name}.partial")
-    with mpl.rc_context(STYLE):
-        figure_of(shown).savefig(partial, format=kind, dpi=DOTS, metadata=FORMATS[kind])
-    partial.replace(out)
+    save(lambda: figure_of(shown), out, kind)
 
 
 def figure_of(shown: Mapping[str, Any]) -> Figure:

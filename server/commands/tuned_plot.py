@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from server.drawing import BLUE, DOTS, FORMATS, GREY, INK, ORANGE, STYLE, VERMILLION
+from server.figures import BLUE, GREY, INK, ORANGE, VERMILLION, save
 from server.quantities import format_duration
 
 if TYPE_CHECKING:
@@ -30,12 +29,9 @@ def draw(tuned: Tuned, out: Path, kind: str) -> None:
     Args:
         tuned: At least one trial.
         out: The file.
-        kind: One of `server.drawing.FORMATS`.
+        kind: One of `server.figures.FORMATS`.
     """
-    partial = out.with_name(f".{out.name}.partial")
-    with mpl.rc_context(STYLE):
-        _figure(tuned).savefig(partial, format=kind, dpi=DOTS, metadata=FORMATS[kind])
-    partial.replace(out)
+    save(lambda: _figure(tuned), out, kind)
 
 
 def _figure(tuned: Tuned) -> Figure:
