@@ -6,10 +6,11 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +29,15 @@ from server.keeping import HistoryBuffer, HistorySink, Kept, write
 from server.lasting import Lasting
 from server.learning import LEARNING_VERSION, learning
 from server.metrics import DetectorMetrics
-from server.resume import newest_points
 from server.shadow import IDLE_SECONDS, Shadow, Verdict, compared
 from server.spans import Spans
 from server.step_times import StepTimes
 from server.tracks import Index, Track
 from server.usage import Usage
 from server.watchers import Watchers
+
+if TYPE_CHECKING:
+    from server.resume import Resumed
 
 LAST_TAKEN = int(Status.NOT_DUE)
 """Points with a status up to this were taken."""
@@ -359,20 +362,16 @@ class HostedDetector:
             self.metrics.series.set(len(self._scorer.series))
             self.metrics.state_bytes.set(self._scorer.state_bytes)
 
-    async def resume(self) -> None:
-        """Lets the series of the last process go on, from what is durable of them; before anything serves.
+    def resume(self, read: Callable[[int], Iterable[Resumed]]) -> None:
+        """Lets the series of the last process go on; before anything serves.
 
-        Raises:
-            PreconditionError: the history can not be read.
+        Args:
+            read: Gives the newest points of each series, as many of them as it is asked for.
         """
-        if self._scorer is None or self.history is None or self.features is None:
+        if self._scorer is None:
             return
-        series, gap = self._scorer.series, self.config.gap_nanoseconds
-        paths = self.history.paths()
-        found = await asyncio.to_thread(
-            lambda: list(islice(newest_points(paths, self.features or (), series.ring_points, gap), series.max_series))
-        )
-        for it in found:
+        series = self._scorer.series
+        for it in islice(read(series.ring_points), series.max_series):
             series.resume(it.name, it.last_stamp, it.values)
 
     # changing versions

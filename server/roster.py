@@ -19,6 +19,7 @@ from server.hosted import HostedDetector
 from server.loop_settings import Schedule, Triggers
 from server.metrics import Metrics
 from server.records import DetectorRow, Serving
+from server.resume import newest_points
 from server.shadow import Verdict
 from server.spans import Span, Spans
 from server.store import Store
@@ -82,7 +83,7 @@ class Roster:
             if row.features:
                 hosted.history = await asyncio.to_thread(self.store.history, row.name)
             try:
-                await hosted.resume()
+                await asyncio.to_thread(self._resume, hosted)
             except PrunewatchError:
                 logger.exception("the series of %s begin anew", row.name)
             try:
@@ -90,6 +91,11 @@ class Roster:
             except PrunewatchError as error:
                 hosted.problem = f"{error.problem} {error.hint}".strip()
                 logger.exception("detector %s can not serve", row.name)
+
+    def _resume(self, hosted: HostedDetector) -> None:
+        if hosted.history is not None and hosted.features is not None:
+            paths, features, gap = hosted.history.paths(), hosted.features, hosted.config.gap_nanoseconds
+            hosted.resume(lambda points: newest_points(paths, features, points, gap))
 
     def config_of(self, name: str) -> DetectorConfig:
         """How a hosted detector learns and alarms; `host.get` says whether there is one."""
