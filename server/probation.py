@@ -113,10 +113,20 @@ class Probations:
         return False
 
     async def _before(self, hosted: HostedDetector, adoption: AdoptionRow) -> Shadow | None:
-        """The version that would serve again, on live points; None where it can not follow them."""
+        """The last version that has proven itself, on live points; None where it can not follow them.
+
+        Where cycles follow each other faster than probations end it is older than the one that would serve again: a
+        version is not excused by one that is no better. The other goes back in turn.
+        """
         store, catalog = self._roster.store, self._roster.catalog
-        for row in await asyncio.to_thread(catalog.versions, hosted.name):
-            if row.version == adoption.previous_version and HUB in row.bundles:
+        rows = {row.version: row for row in await asyncio.to_thread(catalog.versions, hosted.name)}
+        version = adoption.previous_version
+        for earlier in await asyncio.to_thread(catalog.adoptions, hosted.name):  # newest first
+            is_proven = earlier.state != "probation" or earlier.previous_version not in rows
+            if earlier.device_class == HUB and earlier.version == version and not is_proven:
+                version = earlier.previous_version
+        for row in rows.values():
+            if row.version == version and HUB in row.bundles:
                 try:
                     bundle = await asyncio.to_thread(store.read_bundle, row.bundles[HUB])
                 except PrunewatchError:
@@ -139,6 +149,7 @@ class Probations:
             await self._keep(adoption, f"{reason}; it stays all the same: {error.problem}")
             return True
         logger.warning("version %d of %s was rolled back: %s", adoption.version, hosted.name, reason)
+        self._published.set()  # the version that serves again may be on probation too
         self._metrics.adoptions.labels(adoption.detector, adoption.device_class, "rolled_back").inc()
         try:
             await self._roster.follow(hosted.name)

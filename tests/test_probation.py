@@ -141,6 +141,25 @@ async def test_a_version_that_misbehaves_goes_back_by_itself(tmp_path: Path, see
     np.testing.assert_allclose(got[first], expected[first], rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.promise("R6")
+async def test_a_version_is_not_excused_by_one_that_is_no_better(tmp_path: Path) -> None:
+    """Two that flood follow each other before anybody looks: both go back, to the last that has proven itself."""
+    async with streaming(tmp_path, **NO_SHADOW) as (hub, client, stream):
+        next(loop for loop in hub._loops if "Probations" in repr(loop)).cancel()
+        for _ in range(2):
+            assert (await pruned(client, FLOOD))["outcome"] == "adopted"
+            await stream.send(50)
+
+        async def looked() -> bool:
+            await hub.probations.look()
+            return stream.replies[-1][0] == 1
+
+        await eventually(looked, seconds=60)
+        rows = hub.store.catalog.adoptions("pump")
+
+    assert sorted((it.version, it.state) for it in rows) == [(2, "rolled_back"), (3, "rolled_back")]
+
+
 async def test_what_was_rolled_back_is_not_adopted_again_by_itself(tmp_path: Path) -> None:
     """A cycle that nobody asked for and that makes the same again is rejected; who asks for it gets it."""
     async with streaming(tmp_path, **NO_SHADOW) as (hub, client, _):
