@@ -229,6 +229,7 @@ def test_a_fit_job_says_all_that_the_trainer_needs(store: Store, root: Path) -> 
         "learning": {"learning_rate": 0.003, "contamination": 0.0},
         "error": {"half_life": 5.0, "aggregate": "worst", "missing": "reject"},
         "max_gap": None,
+        "shift": None,
         "labels": [],
         "windows": [],
         "features": ["a"],
