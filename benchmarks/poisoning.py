@@ -39,6 +39,8 @@ from numpy.typing import NDArray
 from pruning_cells import append, read_all
 from pruning_report import markdown
 
+from server.reservoir import GUARD_POINTS
+
 if TYPE_CHECKING:
     from detectors.training.fitted import Fitted
     from pruning.parent_gate import Golden, ParentLimits
@@ -68,7 +70,6 @@ NOTICED = 0.02
 TRAIN_ROWS = 3000
 STREAMED_ROWS = 1024
 """As the trainer takes of streamed points where fewer came from files."""
-GUARD_POINTS = 25
 SIZES = (2.0, 4.0, 8.0, 16.0)
 """Standard deviations of the training part; the attack is the smallest that the first detector flags."""
 FLAGGED = 0.8
