@@ -60,15 +60,56 @@ def end(connection: Connection, adoption: int, state: AdoptionState, reason: str
     return ended.rowcount > 0
 
 
-def end_by_hand(connection: Connection, detector: str, device_class: str, version: int, now: float) -> None:
-    """Ends the probation of a version that somebody has rolled back, if it is on one."""
+def unproven_before(connection: Connection, adoption: AdoptionRow) -> list[AdoptionRow]:
+    """Versions on probation that another one on probation took over from, one after the other, newest first.
+
+    Where cycles follow each other faster than probations end, the version before has not proven itself either; the last
+    that has is what served before the last of these.
+    """
+    versions = schema.versions
+    there = set(
+        connection.execute(select(versions.c.version).where(versions.c.detector == adoption.detector)).scalars()
+    )
+    found, last = [], adoption
+    for it in newest(connection, adoption.detector):
+        is_before = it.device_class == last.device_class and it.id < last.id and it.version == last.previous_version
+        if is_before and it.state == "probation" and it.previous_version in there:
+            found.append(it)
+            last = it
+    return found
+
+
+def keep(connection: Connection, adoption: AdoptionRow, reason: str, now: float) -> int:
+    """Ends a probation well, and those of the versions it took over from; returns how many have ended."""
+    if not end(connection, adoption.id, "kept", reason, now):
+        return 0
+    passed = f"version {adoption.version}, which took over from it, was kept"
+    between = unproven_before(connection, adoption)
+    return 1 + sum(end(connection, it.id, "kept", passed, now) for it in between)
+
+
+def give_up(connection: Connection, adoption: AdoptionRow, reason: str, now: float) -> tuple[int | None, int]:
+    """Ends a probation badly, and those of the versions it took over from.
+
+    Returns:
+        The last version that has proven itself, or None; and how many probations have ended.
+    """
+    between = unproven_before(connection, adoption)
+    ended = int(end(connection, adoption.id, "rolled_back", reason, now))
+    passed = f"it had not proven itself when version {adoption.version}, which took over from it, went back: {reason}"
+    ended += sum(end(connection, it.id, "rolled_back", passed, now) for it in between)
+    return [adoption, *between][-1].previous_version, ended
+
+
+def end_by_hand(connection: Connection, detector: str, device_class: str, to: int, now: float) -> None:
+    """Ends the probations of versions newer than the one that somebody has rolled back to."""
     table = schema.adoptions
     connection.execute(
         update(table)
         .where(
             table.c.detector == detector,
             table.c.device_class == device_class,
-            table.c.version == version,
+            table.c.version > to,
             table.c.state == "probation",
         )
         .values(state="rolled_back", reason=BY_HAND, ended=now)

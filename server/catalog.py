@@ -295,7 +295,7 @@ class Catalog(Journal):
                 )
             serving = rows.adopt(connection, name, device_class, target)
             if target < now.version:
-                adoptions.end_by_hand(connection, name, device_class, now.version, self.clock())
+                adoptions.end_by_hand(connection, name, device_class, target, self.clock())
             return serving
 
     # what became of what was adopted
@@ -305,13 +305,22 @@ class Catalog(Journal):
         with self._reading() as connection:
             return adoptions.newest(connection, name)
 
-    def keep_adopted(self, adoption: AdoptionRow, reason: str = "") -> bool:
-        """Ends a probation well; False where somebody has rolled it back before."""
-        with self._writing() as connection:
-            return adoptions.end(connection, adoption.id, "kept", reason, self.clock())
+    def keep_adopted(self, adoption: AdoptionRow, reason: str = "") -> int:
+        """Ends a probation well, and those of the versions it took over from.
 
-    def take_back(self, adoption: AdoptionRow, reason: str) -> Serving:
-        """Ends a probation badly: in the same transaction the version before serves again.
+        Returns:
+            How many have ended; 0 where somebody has rolled it back before.
+        """
+        with self._writing() as connection:
+            return adoptions.keep(connection, adoption, reason, self.clock())
+
+    def take_back(self, adoption: AdoptionRow, reason: str) -> int:
+        """Ends a probation badly: in the same transaction the last version that has proven itself serves again.
+
+        Versions in between, on probation too, are rolled back with it.
+
+        Returns:
+            How many probations have ended.
 
         Raises:
             ConflictError: another version serves already.
@@ -322,10 +331,16 @@ class Catalog(Journal):
             now = rows.require_serving(connection, name, device_class)
             if now.version != adoption.version:
                 raise ConflictError(f"version {now.version} serves already.", field="version")
-            if adoption.previous_version is None:
+            target, ended = adoptions.give_up(connection, adoption, reason, self.clock())
+            if target is None:
                 raise PreconditionError("nothing served before.", field="version")
-            adoptions.end(connection, adoption.id, "rolled_back", reason, self.clock())
-            return rows.adopt(connection, name, device_class, adoption.previous_version)
+            rows.adopt(connection, name, device_class, target)
+            return ended
+
+    def proven_before(self, adoption: AdoptionRow) -> int | None:
+        """The last version before one on probation that has proven itself: what serves again if it goes back."""
+        with self._reading() as connection:
+            return [adoption, *adoptions.unproven_before(connection, adoption)][-1].previous_version
 
     def pin(self, name: str, device_class: str, version: int | None = None, *, etag: str = "") -> Serving:
         """Keeps a version (default: what serves) serving until `unpin`; adopts it first if need be.

@@ -41,7 +41,8 @@ class Trial:
 class Probations:
     """Watches what cycles made serve on the hub.
 
-    After a restart a probation goes on with new counts.
+    After a restart a probation goes on with new counts. A version that another one takes over from on probation is kept
+    or goes back together with that one.
 
     Args:
         roster: The detectors.
@@ -92,8 +93,7 @@ class Probations:
         adoption, settings = trial.adoption, hosted.config.probation
         serving = await asyncio.to_thread(self._roster.catalog.serving, hosted.name, HUB)
         if serving is None or serving.version != adoption.version:
-            await self._keep(adoption, "another version came to serve before its probation had ended")
-            return True
+            return True  # it ends with what took over from it, or goes on when it serves again
         if hosted.problem:
             return await self._take_back(hosted, adoption, f"it can not serve: {hosted.problem}")
         if hosted.served is None or hosted.served.version != adoption.version:
@@ -113,19 +113,10 @@ class Probations:
         return False
 
     async def _before(self, hosted: HostedDetector, adoption: AdoptionRow) -> Shadow | None:
-        """The last version that has proven itself, on live points; None where it can not follow them.
-
-        Where cycles follow each other faster than probations end it is older than the one that would serve again: a
-        version is not excused by one that is no better. The other goes back in turn.
-        """
+        """The version that would serve again, on live points; None where it can not follow them."""
         store, catalog = self._roster.store, self._roster.catalog
-        rows = {row.version: row for row in await asyncio.to_thread(catalog.versions, hosted.name)}
-        version = adoption.previous_version
-        for earlier in await asyncio.to_thread(catalog.adoptions, hosted.name):  # newest first
-            is_proven = earlier.state != "probation" or earlier.previous_version not in rows
-            if earlier.device_class == HUB and earlier.version == version and not is_proven:
-                version = earlier.previous_version
-        for row in rows.values():
+        version = await asyncio.to_thread(catalog.proven_before, adoption)
+        for row in await asyncio.to_thread(catalog.versions, hosted.name):
             if row.version == version and HUB in row.bundles:
                 try:
                     bundle = await asyncio.to_thread(store.read_bundle, row.bundles[HUB])
@@ -136,12 +127,12 @@ class Probations:
         return None
 
     async def _keep(self, adoption: AdoptionRow, reason: str = "") -> None:
-        if await asyncio.to_thread(self._roster.catalog.keep_adopted, adoption, reason):
-            self._metrics.adoptions.labels(adoption.detector, adoption.device_class, "kept").inc()
+        ended = await asyncio.to_thread(self._roster.catalog.keep_adopted, adoption, reason)
+        self._metrics.adoptions.labels(adoption.detector, adoption.device_class, "kept").inc(ended)
 
     async def _take_back(self, hosted: HostedDetector, adoption: AdoptionRow, reason: str) -> bool:
         try:
-            await asyncio.to_thread(self._roster.catalog.take_back, adoption, reason)
+            ended = await asyncio.to_thread(self._roster.catalog.take_back, adoption, reason)
             failpoint("probation.taken_back")
         except ConflictError:
             return False  # somebody moved it meanwhile: the next look sees that
@@ -149,10 +140,9 @@ class Probations:
             await self._keep(adoption, f"{reason}; it stays all the same: {error.problem}")
             return True
         logger.warning("version %d of %s was rolled back: %s", adoption.version, hosted.name, reason)
-        self._published.set()  # the version that serves again may be on probation too
-        self._metrics.adoptions.labels(adoption.detector, adoption.device_class, "rolled_back").inc()
+        self._metrics.adoptions.labels(adoption.detector, adoption.device_class, "rolled_back").inc(ended)
         try:
             await self._roster.follow(hosted.name)
         except PrunewatchError:
-            logger.exception("version %s of %s can not serve either", adoption.previous_version, hosted.name)
+            logger.exception("what served before version %d of %s can not serve either", adoption.version, hosted.name)
         return True

@@ -256,7 +256,7 @@ class Roster:
                 await self.require_able(name, row.bundles[device_class])
         await asyncio.to_thread(self.catalog.rollback, name, device_class, to, etag=etag)
         for it in adoptions:
-            if now and (it.device_class, it.version, it.state) == (device_class, now.version, "probation"):
+            if (it.device_class, it.state) == (device_class, "probation") and it.version > (target or 0):
                 self._metrics.adoptions.labels(name, device_class, "rolled_back").inc()
         await self.follow(name)
 

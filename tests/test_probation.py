@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,12 @@ async def decided(client: Client, state: str) -> bool:
     return (await newest(client))["adoption"] == state
 
 
+def count_of_adoptions(hub: Hub) -> dict[str, float]:
+    """How many probations have ended, and how."""
+    (family,) = hub.metrics.adoptions.collect()
+    return {it.labels["state"]: it.value for it in family.samples if it.name.endswith("_total")}
+
+
 @pytest.mark.parametrize(
     ("seed", "reason"),
     [(FLOOD, "alarm flood"), (BROKEN, "no numbers"), (SLOW, "times as long"), (HIGH, "error up")],
@@ -143,7 +150,7 @@ async def test_a_version_that_misbehaves_goes_back_by_itself(tmp_path: Path, see
 
 @pytest.mark.promise("R6")
 async def test_a_version_is_not_excused_by_one_that_is_no_better(tmp_path: Path) -> None:
-    """Two that flood follow each other before anybody looks: both go back, to the last that has proven itself."""
+    """Two that flood follow each other before anybody looks: both go back at once, to the last that is proven."""
     async with streaming(tmp_path, **NO_SHADOW) as (hub, client, stream):
         next(loop for loop in hub._loops if "Probations" in repr(loop)).cancel()
         for _ in range(2):
@@ -156,8 +163,27 @@ async def test_a_version_is_not_excused_by_one_that_is_no_better(tmp_path: Path)
 
         await eventually(looked, seconds=60)
         rows = hub.store.catalog.adoptions("pump")
+        counts = count_of_adoptions(hub)
 
-    assert sorted((it.version, it.state) for it in rows) == [(2, "rolled_back"), (3, "rolled_back")]
+    assert [version for version, _ in groupby(stream.replies, lambda it: it[0])] == [1, 2, 3, 1]
+    assert [(it.version, it.state) for it in rows] == [(3, "rolled_back"), (2, "rolled_back")]
+    assert rows[1].reason.startswith(
+        "it had not proven itself when version 3, which took over from it, went back: alarm flood"
+    )
+    assert counts == {"rolled_back": 2}
+
+
+async def test_versions_that_follow_each_other_on_probation_are_kept_together(tmp_path: Path) -> None:
+    """None is left on probation for ever: the ones before end with the last one."""
+    async with streaming(tmp_path, **NO_SHADOW, points=300) as (hub, client, _):
+        for _ in range(3):
+            await pruned(client)
+        await eventually(lambda: decided(client, "kept"), seconds=30)
+        rows = hub.store.catalog.adoptions("pump")
+        counts = count_of_adoptions(hub)
+
+    assert [(it.version, it.state) for it in rows] == [(4, "kept"), (3, "kept"), (2, "kept")]
+    assert counts == {"kept": 3}
 
 
 async def test_what_was_rolled_back_is_not_adopted_again_by_itself(tmp_path: Path) -> None:
@@ -210,11 +236,7 @@ async def test_what_a_person_rolls_back_counts_as_rolled_back(tmp_path: Path) ->
         cycle = await newest(client)
         (row,) = hub.store.catalog.adoptions("pump")
 
-        async def counted() -> dict[str, float]:
-            (family,) = hub.metrics.adoptions.collect()
-            return {it.labels["state"]: it.value for it in family.samples if it.name.endswith("_total")}
-
-        counts = await eventually(counted)
+        counts = count_of_adoptions(hub)
         await client.roll_back("pump")
         (later,) = hub.store.catalog.adoptions("pump")
 
