@@ -51,7 +51,8 @@ class Ours:
     def __call__(self, series: Series, seed: int) -> Detection:
         """Fits and exports; scores point after point through the runtime and the scorer of the service."""
         from detectors.bundle import Lineage
-        from detectors.scorer import Scorer, Served, score_alone
+        from detectors.scorer import Scorer, score_alone
+        from detectors.served import Served
         from detectors.training.export import to_bundle
         from detectors.training.fit import fit
         from detectors.training.stretches import Stretches

@@ -87,7 +87,8 @@ def chosen(*, quick: bool) -> list[Series]:
 def streamed(series: Series) -> Stream:
     """Fits a detector on the training part, and has it score the test part."""
     from detectors.bundle import Lineage
-    from detectors.scorer import Served, score_alone
+    from detectors.scorer import score_alone
+    from detectors.served import Served
     from detectors.training.export import to_bundle
     from detectors.training.fit import FitOptions, fit
     from detectors.training.stretches import Stretches

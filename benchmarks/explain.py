@@ -147,7 +147,8 @@ class Contributions:
 def contributions(fitted: Fitted, server: Server) -> Contributions:
     """Scores the test part point after point through the scorer of the service, warmed up with training rows."""
     from detectors.bundle import Lineage
-    from detectors.scorer import Scorer, Served, score_alone
+    from detectors.scorer import Scorer, score_alone
+    from detectors.served import Served
     from detectors.training.export import to_bundle
 
     lineage = Lineage(cause="fit", seed=0, data_rows=len(server.train))

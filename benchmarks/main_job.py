@@ -67,7 +67,8 @@ def average_precision(store: Path, bundle_hash: str, test: NDArray[np.float32], 
     """Of a published bundle's scores from a fresh state; points while it warms up are left out."""
     from sklearn.metrics import average_precision_score
 
-    from detectors.scorer import Scorer, Served, score_alone
+    from detectors.scorer import Scorer, score_alone
+    from detectors.served import Served
     from server.store import Store
 
     harness.say(f"scoring {len(test)} points with bundle {bundle_hash[:12]}")

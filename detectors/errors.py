@@ -52,6 +52,25 @@ class ExhaustedError(PrunewatchError):
     """A limit that was set on purpose is reached (series, detectors, queue)."""
 
 
+class OverloadedError(ExhaustedError):
+    """There is too much to do at this moment.
+
+    Args:
+        problem: As of every error.
+        field: The same.
+        hint: The same.
+        retry_seconds: When to come again.
+    """
+
+    def __init__(self, problem: str, *, field: str = "", hint: str = "", retry_seconds: float = 1.0) -> None:
+        super().__init__(problem, field=field, hint=hint)
+        self.retry_seconds = retry_seconds
+
+
+class DeadlineError(PrunewatchError):
+    """A call came too late to be begun: nobody waits for its answer any more."""
+
+
 class StoreInUseError(PreconditionError):
     """Another process holds the store."""
 

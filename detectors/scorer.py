@@ -7,42 +7,26 @@ It is meant for one thread; only `Successor.run` may run elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from time import perf_counter
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.bundle import Bundle
-from detectors.runtime import FloatArray, Runtime, State
+from detectors.runtime import FloatArray, State
 from detectors.series import Rows, SeriesTable, Slots, extended, listed
+from detectors.served import Served
+from detectors.shelf import Label, Shelf, Shelved
 from detectors.stamps import NO_STAMP, StampPolicy, Status, judge
+from detectors.successor import Successor, replay_of
 
 OK = int(Status.OK)  # looking an enum's member up costs more than comparing a batch with it
-REPLAY_SERIES = 64  # replayed together: wide enough for good matrix products, short enough for a breath between
-
-
-@dataclass(frozen=True)
-class Served:
-    """One published version, loaded."""
-
-    version: int
-    bundle_hash: str
-    runtime: Runtime
-    warm_up_points: int
-
-    @property
-    def ring_points(self) -> int:
-        """Points that a series must keep so that this version can be started from them, whole steps of them."""
-        stride = self.runtime.stride
-        return self.warm_up_points if stride == 1 else self.warm_up_points + 2 * stride
-
-    @classmethod
-    def load(cls, bundle: Bundle, version: int | None = None) -> Served:
-        """Loads a verified bundle; `version` defaults to the one in its manifest."""
-        manifest = bundle.manifest
-        return cls(version or manifest.version, bundle.hash, Runtime(bundle.graph), manifest.warm_up_points)
+LEAVE_AT_ONCE = 256
+"""Series that leave their seats together, where there are that many: one writing for all of them."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,6 +44,25 @@ class Scored:
     contribution: FloatArray
 
 
+@dataclass(frozen=True)
+class Copies:
+    """What a shelf is to hold of some series, as they were at one moment.
+
+    Attributes:
+        rows: For the shelf.
+        slots: [N] of the series.
+        seen: [N], points they had seen.
+        beginnings: [N], which beginning it was.
+        served: The version that carried them.
+    """
+
+    rows: list[Shelved]
+    slots: Slots
+    seen: NDArray[np.int64]
+    beginnings: NDArray[np.int64]
+    served: Served
+
+
 class Scorer:
     """Scores points of many series with the version it holds.
 
@@ -68,6 +71,9 @@ class Scorer:
         policy: How stamps are judged.
         ring_points: K, raw points kept of each series; at least the version's warm-up.
         max_series: Refuse more series than this.
+        memory: Bytes that state and rings of all series may take; None: as many as there are series. Needs a `shelf`.
+        shelf: Where series go that have been silent for longest when there is no room, and when the process ends.
+        clock: Seconds since the epoch.
     """
 
     def __init__(
@@ -77,13 +83,29 @@ class Scorer:
         policy: StampPolicy | None = None,
         ring_points: int = 256,
         max_series: int = 100_000,
+        memory: int | None = None,
+        shelf: Shelf | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.served = served
         self.policy = policy or StampPolicy()
         ring_points = max(ring_points, served.ring_points)
-        self.series = SeriesTable(served.runtime.n_features, ring_points=ring_points, max_series=max_series)
+        self.series = SeriesTable(
+            served.runtime.n_features, ring_points=ring_points, max_series=max_series, clock=clock
+        )
+        self.left = 0
+        """Series that have left their seats for others ..."""
+        self.returned = 0
+        """... and that have come back from the shelf."""
+        self._memory = memory if shelf is not None else None
+        self._shelf = shelf
+        self._is_stuck = False
+        self._turn = 0
+        self._saved = np.empty(0, np.int64)
+        """Points that each series had seen when it was last put on the shelf."""
         self._state = served.runtime.fresh(0)
         self._mark = np.empty(0, np.int64)
+        self._make_room()
 
     @property
     def state_bytes(self) -> int:
@@ -129,6 +151,16 @@ class Scorer:
                 finite |= np.isnan(values)
             status[(status == OK) & ~finite.all(axis=1)] = Status.INVALID
         accepted = status == OK
+        if not series.is_whole:
+            slots = listed(slots)
+            if len(slots) > series.room:  # there are not enough seats for all of them at once
+                half = len(slots) // 2
+                return merged(
+                    [
+                        (rows, self.step(slots[rows], stamps[rows], values[rows], now))
+                        for rows in (np.arange(half), np.arange(half, len(slots)))
+                    ]
+                )
         if self.policy.max_gap is not None:
             self._begin_after_gaps(slots, accepted & (last != NO_STAMP) & (stamps - last > self.policy.max_gap))
         if np.count_nonzero(accepted) == len(accepted):
@@ -150,15 +182,16 @@ class Scorer:
         """Steps accepted points; writes `WARMING_UP` and `NOT_DUE` into `status` where they apply."""
         if self.served.runtime.stride > 1:
             return self._advance_due(slots, stamps, values, status)
-        state = self._gather(slots)
+        seats = self._seats(slots)
+        state = self._gather(seats)
         step = self.served.runtime.step(values, state)
-        if isinstance(slots, slice) and self._state and slots == slice(0, len(self._state[0])):
+        if isinstance(seats, slice) and self._state and seats == slice(0, len(self._state[0])):
             self._state = step.state  # every series at once: nothing to copy
         else:
             for carried, new in zip(self._state, step.state, strict=True):
-                carried[slots] = new
+                carried[seats] = new
         cold = self.series.seen[slots] < self.served.warm_up_points
-        self.series.append(slots, stamps, values)
+        self.series.append(slots, seats, stamps, values)
         score = step.score
         if np.count_nonzero(cold):
             status[cold] = Status.WARMING_UP
@@ -171,18 +204,19 @@ class Scorer:
     ) -> tuple[FloatArray, FloatArray]:
         """`_advance` for a version that scores every n-th point: the points between wait in the ring."""
         served, series = self.served, self.series
+        seats = self._seats(slots)
         status[series.seen[slots] < served.warm_up_points] = Status.WARMING_UP
-        series.append(slots, stamps, values)
+        series.append(slots, seats, stamps, values)
         score = np.full(len(values), np.nan, np.float32)
         contribution = np.zeros(values.shape, np.float32)
         not_due = series.seen[slots] % served.runtime.stride != 0
         status[not_due & (status == OK)] = Status.NOT_DUE
         rows = np.flatnonzero(~not_due)
         if len(rows):
-            due = listed(slots)[rows]
-            step = served.runtime.step(series.newest(due, served.runtime.stride), self._gather(due))
+            due, places = listed(slots)[rows], listed(seats)[rows]
+            step = served.runtime.step(series.newest(due, places, served.runtime.stride), self._gather(places))
             for carried, new in zip(self._state, step.state, strict=True):
-                carried[due] = new
+                carried[places] = new
             warm = status[rows] == OK
             score[rows[warm]], contribution[rows[warm]] = step.score[warm], step.contribution[warm]
         return score, contribution
@@ -190,23 +224,204 @@ class Scorer:
     def _begin_after_gaps(self, slots: Rows, late: NDArray[np.bool_]) -> None:
         """Series that were silent for too long begin anew: what their state remembers is no longer the past."""
         if np.count_nonzero(late):
-            gone = listed(slots)[late]
-            self._gather(gone)  # there is a row for each
-            self.series.begin_anew(gone)
-            for carried in self._state:
-                carried[gone] = 0
+            self.begin_anew(listed(slots)[late])
 
-    def _gather(self, slots: Rows) -> State:
-        capacity = len(self.series.seen)
+    def begin_anew(self, slots: Slots) -> None:
+        """Lets series warm up again; their last stamps stay."""
+        self.series.begin_anew(slots)
+        self._saves()[slots] = -1  # what the shelf has of them is the past
+        self._fresh(slots)
+
+    def let_go(self, slots: Slots) -> None:
+        """Forgets series; a point that comes later begins a new one."""
+        names = [self.series.name(slot) for slot in slots.tolist()]
+        self._fresh(slots)
+        self.series.let_go(slots)
+        self._saves()[slots] = -1
+        if self._shelf is not None:
+            self._shelf.remove(names)
+
+    def _fresh(self, slots: Slots) -> None:
+        seats = self.series.seat[slots]
+        seats = seats[seats >= 0]
+        self._gather(seats)  # there is a row for each
+        for carried in self._state:
+            carried[seats] = 0
+
+    def _gather(self, seats: Rows) -> State:
+        capacity = self.series.seats_made
         if self._state and len(self._state[0]) < capacity:
             self._state = tuple(extended(array, capacity) for array in self._state)
-        if isinstance(slots, slice):
-            return tuple(array[slots] for array in self._state)
-        return tuple(array.take(slots, axis=0) for array in self._state)
+        if isinstance(seats, slice):
+            return tuple(array[seats] for array in self._state)
+        return tuple(array.take(seats, axis=0) for array in self._state)
+
+    # room
+
+    def _make_room(self) -> None:
+        """Fits the number of seats to the version that serves."""
+        if self._memory is not None:
+            series = self.series
+            each = 4 * series.ring_points * series.n_features + self.served.runtime.state_bytes
+            series.room = max(self._memory // each, 1)
+
+    def _seats(self, slots: Rows) -> Rows:
+        """Where series lie; those that have no seat get one."""
+        series = self.series
+        if series.is_whole:
+            return slots
+        slots = listed(slots)
+        absent = slots[series.seat[slots] < 0]
+        if len(absent):
+            self._seat(absent, slots)
+        return series.seat[slots]
+
+    def _seat(self, absent: Slots, wanted: Slots) -> None:
+        """Gives seats to series that have none, where others have to leave theirs: not those that are wanted."""
+        series = self.series
+        if (lacking := len(absent) - series.vacancies) > 0 and self._shelf is not None:
+            spare = min(LEAVE_AT_ONCE, series.room // 8)
+            leaving = series.longest_silent(max(lacking, spare), but=wanted)
+            try:
+                self._put(leaving[self._is_unsaved(leaving)])
+            except OSError:  # scoring goes on; memory grows until there is room on the disk again
+                if not self._is_stuck:  # once, not with every message
+                    logger.exception("series can not be put on disk; they stay in memory until it is possible again")
+                self._is_stuck = True
+            else:
+                self._is_stuck = False
+                series.leave_seats(leaving)
+                self.left += len(leaving)
+        series.take_seats(absent)
+        self._fresh(absent)
+        if len(begun := absent[series.seen[absent] > 0]):
+            self._fill(begun)
+
+    def _fill(self, slots: Slots) -> None:
+        """Brings series from the shelf to their seats.
+
+        Those that another version carried are replayed from their rings; those that are lost begin anew.
+        """
+        assert self._shelf is not None
+        series, shapes = self.series, self.served.runtime.state_shapes
+        rows = [row for row in self._shelf.get([series.name(slot) for slot in slots.tolist()]) if self._fits(row)]
+        found = series.known([row.name for row in rows])
+        self.begin_anew(np.setdiff1d(slots, found))
+        slots, seats = found, series.seat[found]
+        foreign = []
+        self._gather(seats)
+        for slot, seat, row in zip(slots.tolist(), seats.tolist(), rows, strict=True):
+            series.put(slot, row.seen, np.frombuffer(row.ring, np.float32).reshape(-1, series.n_features))
+            if row.bundle_hash != self.served.bundle_hash:
+                foreign.append(slot)
+                continue
+            at = 0
+            for carried, shape in zip(self._state, shapes, strict=True):
+                size = 4 * int(np.prod(shape))
+                carried[seat] = np.frombuffer(row.state[at : at + size], np.float32).reshape(shape)
+                at += size
+            self._saves()[slot] = row.seen
+        if foreign:
+            again = np.array(foreign)
+            state = self.served.runtime.fresh(len(again))
+            replay = replay_of(series, again, np.zeros(len(again), np.int64), state, self.served.runtime.stride)
+            replay.run(self.served)
+            for carried, new in zip(self._state, replay.state, strict=True):
+                carried[series.seat[replay.slots]] = new
+        self.returned += len(slots)
+
+    def _fits(self, row: Shelved) -> bool:
+        runtime, point = self.served.runtime, 4 * self.series.n_features
+        has_state = row.bundle_hash != self.served.bundle_hash or len(row.state) == runtime.state_bytes
+        return has_state and len(row.ring) % point == 0 and len(row.ring) // point <= row.seen
+
+    def _put(self, slots: Slots) -> None:
+        assert self._shelf is not None
+        if len(slots):
+            copies = self.copies(slots)
+            self._shelf.put(copies.rows)
+            self.saved(copies)
+
+    def leave_excess(self) -> None:
+        """Lets series leave their seats that there is no more room for, as far as the shelf has them already."""
+        series = self.series
+        if series.vacancies < 0 and self._shelf is not None:
+            leaving = series.longest_silent(-series.vacancies, but=slice(0, 0))
+            leaving = leaving[~self._is_unsaved(leaving)]
+            series.leave_seats(leaving)
+            self.left += len(leaving)
+
+    def copies(self, slots: Slots) -> Copies:
+        """What the shelf is to hold of series with a seat."""
+        series = self.series
+        self._turn += 1
+        seats = series.seat[slots]
+        states = self._gather(seats)
+        rows = [
+            Shelved(
+                name=series.name(slot),
+                last_stamp=int(series.last_stamp[slot]),
+                seen=int(series.seen[slot]),
+                heard=float(series.heard[slot]),
+                bundle_hash=self.served.bundle_hash,
+                state=b"".join(array[i].tobytes() for array in states),
+                ring=series.recent(slot).tobytes(),
+                turn=self._turn,
+            )
+            for i, slot in enumerate(slots.tolist())
+        ]
+        return Copies(rows, slots, series.seen[slots], series.beginnings[slots], self.served)
+
+    def saved(self, copies: Copies) -> None:
+        """The shelf has them: of those that have not begun anew since, only what comes later is unsaved."""
+        same = copies.beginnings == self.series.beginnings[copies.slots]
+        if copies.served is self.served:
+            self._saves()[copies.slots[same]] = copies.seen[same]
+
+    def unsaved(self) -> Slots:
+        """Series with a seat that have moved on since they were last put on the shelf."""
+        slots = np.flatnonzero(self.series.seat >= 0)
+        return slots[self._is_unsaved(slots)]
+
+    def _is_unsaved(self, slots: Slots) -> NDArray[np.bool_]:
+        unsaved: NDArray[np.bool_] = self._saves()[slots] != self.series.seen[slots]
+        return unsaved
+
+    def _saves(self) -> NDArray[np.int64]:
+        if len(self._saved) < len(self.series.seen):
+            self._saved = extended(self._saved, len(self.series.seen), -1)
+        return self._saved
+
+    def unshelve(self) -> None:
+        """Lets the series of an earlier process go on, but those that are known to have moved on since.
+
+        As many as there is room for come back at once, those heard of last; the others when they are heard of.
+        """
+        if self._shelf is None:
+            return
+        series = self.series
+        labels = islice(self._shelf.labels(), series.max_series)
+        while chunk := list(islice(labels, LEAVE_AT_ONCE)):
+            self._turn = max(self._turn, *(label.turn for label in chunk))
+            behind = [label for label in chunk if self._is_behind(label)]
+            slots = series.slots([label.name for label in behind])
+            for slot, label in zip(slots.tolist(), behind, strict=True):
+                series.last_stamp[slot], series.seen[slot] = label.last_stamp, label.seen
+                series.heard[slot] = label.heard
+            absent = slots[series.seat[slots] < 0][: max(series.vacancies, 0)]
+            series.take_seats(absent)
+            self._fill(slots[series.seat[slots] >= 0])
+        self.returned = 0
+
+    def _is_behind(self, label: Label) -> bool:
+        known = self.series.known([label.name])
+        return not len(known) or int(self.series.last_stamp[known[0]]) < label.last_stamp
+
+    # moving on
 
     def successor(self, served: Served) -> Successor:
         """Begins to bring a new version up to the present of every live series."""
-        return Successor(self, served)
+        return Successor(self.series, served)
 
     def flip(self, successor: Successor) -> None:
         """Makes the successor the version that scores, between two points of every series.
@@ -217,137 +432,8 @@ class Scorer:
             successor.run(replay)
             successor.commit(replay)
         self.served, self._state = successor.served, successor.state
-
-
-@dataclass
-class Replay:
-    """Points of a few series that a successor has not seen, copied out of their rings."""
-
-    slots: Slots
-    upto: NDArray[np.int64]
-    beginnings: NDArray[np.int64]
-    points: list[FloatArray]
-    state: State
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a successor's steps came to, step by step, [B] of each.
-
-    Attributes:
-        scores: Of the last points of each step.
-        warm: Whether the score is one: the series was warm.
-        seconds: Of each step.
-    """
-
-    scores: list[FloatArray]
-    warm: list[NDArray[np.bool_]]
-    seconds: list[float]
-
-
-class Successor:
-    """The next version of a scorer, catching up with the live series off the scoring path.
-
-    Each series starts from fresh state and the points in its ring: that is the reference for "the offline score of the
-    version named". Repeat `snapshot` (scoring thread), `run` (any thread) and `commit` (scoring thread) until `lag` is
-    small, then `Scorer.flip`.
-    """
-
-    def __init__(self, scorer: Scorer, served: Served) -> None:
-        if served.runtime.n_features != scorer.series.n_features:
-            raise ValueError("a successor must take the same features")
-        if served.ring_points > scorer.series.ring_points:
-            raise ValueError("the ring is shorter than the warm-up of this version")
-        self.served = served
-        self._series = scorer.series
-        self._state = served.runtime.fresh(0)
-        self._replayed = np.empty(0, np.int64)
-        self._beginnings = np.empty(0, np.int64)
-        """Which beginning of each series was replayed."""
-
-    @property
-    def state(self) -> State:
-        """State of every slot, as far as it has been replayed."""
-        self._grow()
-        return self._state
-
-    @property
-    def lag(self) -> int:
-        """Series that have points this version has not seen."""
-        return int(np.count_nonzero(self._missing()))
-
-    def snapshot(self, limit: int = REPLAY_SERIES) -> Replay | None:
-        """Copies what up to `limit` series still lack; None when nothing is missing."""
-        missing = self._missing()
-        slots = np.flatnonzero(missing)
-        if not len(slots):
-            return None
-        series, stride = self._series, self.served.runtime.stride
-        # Longest first: the active ones are always a prefix, and busy series never keep the others waiting. What is
-        # replayed are whole steps of a version with a stride, so lengths are those of the replay.
-        slots = slots[np.argsort(-missing[slots], kind="stable")[:limit]]
-        upto = series.seen[slots] // stride * stride
-        restart = (self._replayed[slots] == 0) | (series.seen[slots] - self._replayed[slots] > series.ring_points)
-        points = []
-        for slot, fresh, end in zip(slots, restart, upto, strict=True):
-            seen = int(series.seen[slot])
-            recent = series.recent(int(slot), None if fresh else int(seen - self._replayed[slot]))
-            skipped = -(seen - len(recent)) % stride  # whole steps only, counted from the beginning of the series
-            points.append(recent[skipped : len(recent) - (seen - int(end))])
-        order = np.argsort([-len(each) for each in points], kind="stable")
-        slots, upto, restart, points = slots[order], upto[order], restart[order], [points[i] for i in order]
-        state = tuple(array[slots] for array in self._state)
-        for array in state:
-            array[restart] = 0
-        return Replay(slots, upto, series.beginnings[slots], points, state)
-
-    def run(self, replay: Replay) -> Run:
-        """Steps the new version over the copied points; touches nothing shared but the copies."""
-        stride, run = self.served.runtime.stride, Run([], [], [])
-        before = np.array([upto - len(points) for upto, points in zip(replay.upto, replay.points, strict=True)])
-        lengths = np.array([len(points) // stride for points in replay.points])
-        for t in range(int(lengths.max())):
-            active = int((lengths > t).sum())
-            if stride == 1:
-                values = np.stack([points[t] for points in replay.points[:active]])
-            else:
-                values = np.stack([points[t * stride : (t + 1) * stride] for points in replay.points[:active]])
-            began = perf_counter()
-            step = self.served.runtime.step(values, tuple(array[:active] for array in replay.state))
-            run.seconds.append(perf_counter() - began)
-            run.scores.append(step.score)
-            run.warm.append(before[:active] + (t + 1) * stride > self.served.warm_up_points)
-            for carried, new in zip(replay.state, step.state, strict=True):
-                carried[:active] = new
-        return run
-
-    def commit(self, replay: Replay) -> None:
-        """Takes over the state that `run` reached."""
-        self._grow()
-        for carried, new in zip(self._state, replay.state, strict=True):
-            carried[replay.slots] = new
-        self._replayed[replay.slots] = replay.upto
-        self._beginnings[replay.slots] = replay.beginnings
-
-    def _missing(self) -> NDArray[np.int64]:
-        """Points of each series that could be replayed now, at most a ring; series that began anew start over."""
-        self._grow()
-        series, stride = self._series, self.served.runtime.stride
-        anew = self._beginnings != series.beginnings
-        if np.count_nonzero(anew):
-            self._replayed[anew] = 0
-            for array in self._state:
-                array[anew] = 0
-            self._beginnings[anew] = series.beginnings[anew]
-        missing: NDArray[np.int64] = np.minimum(series.seen // stride * stride - self._replayed, series.ring_points)
-        return missing
-
-    def _grow(self) -> None:
-        capacity = len(self._series.seen)
-        if len(self._replayed) < capacity:
-            self._replayed = extended(self._replayed, capacity)
-            self._beginnings = extended(self._beginnings, capacity)
-            self._state = tuple(extended(array, capacity) for array in self._state)
+        self._saves()[:] = -1  # the shelf holds what the version before carried
+        self._make_room()
 
 
 def score_alone(

@@ -89,7 +89,10 @@ class Hub:
         """Hosts what the store has, then listens."""
         await self.roster.load()
         await self.listener.start(self._services())
-        loops = (self.maintenance.run(), self.scheduler.run(), self.probations.run(), self._flush(), self._tidy())
+        loops = (
+            *(self.maintenance.run(), self.scheduler.run(), self.probations.run()),
+            *(self._flush(), self._shelve(), self._tidy()),
+        )
         self._loops = [asyncio.create_task(loop) for loop in loops]
         logger.info(
             "serving %d detectors on %s, metrics on http://%s/metrics",
@@ -107,6 +110,7 @@ class Hub:
         await self.listener.stop()
         await self.roster.learn_features()
         await self.host.flush()
+        await self.host.shelve()
         await self.scheduler.save()
         await asyncio.to_thread(self.store.close)
 
@@ -116,7 +120,7 @@ class Hub:
         operations = OperationsServicer(self.operations, self.maintenance)
         feedback = FeedbackServicer(self.roster)
         return [
-            scoring_service(self.host, self.metrics),
+            scoring_service(self.host, self.metrics, self.listener.slow_readers),
             (
                 "prunewatch.v1.DetectorService",
                 lambda server: detectors_pb2_grpc.add_DetectorServiceServicer_to_server(detectors, server),
@@ -143,6 +147,14 @@ class Hub:
                 await asyncio.shield(self.host.flush())  # draining waits for it: never two writers of a history
             except Exception:
                 logger.exception("histories could not be written; it will be tried again")
+
+    async def _shelve(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.series_checkpoint_seconds)
+            try:
+                await asyncio.shield(self.host.shelve())
+            except Exception:
+                logger.exception("the state of series could not be written; it will be tried again")
 
     async def _tidy(self) -> None:
         while True:

@@ -1,7 +1,8 @@
 """A store as one file, taken while a server works on it.
 
 A backup is a plain tar: the files of the store, then `backup.json` with the length and sha256 of each. One that ends
-early lacks it and is refused. Latency tables and frontiers are left out: they are of one machine and are made again.
+early lacks it and is refused. Latency tables and frontiers are left out: they
+are of one machine and are made again. So is the state of series: it goes on from the history.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from detectors.bundle import fsync_folder, read_bundle
 from detectors.errors import AlreadyExistsError, CorruptBundleError, ExhaustedError, NotFoundError
 from detectors.failpoints import failpoint
 from server.catalog_check import look_into, open_read_only
-from server.layout import BUNDLES, CATALOG, FRONTIERS, LOCK, QUARANTINE, STAGING, TABLES
+from server.layout import BUNDLES, CATALOG, FRONTIERS, LOCK, QUARANTINE, SERIES, STAGING, TABLES
 
 CONTENTS = "backup.json"
 SCHEMA_VERSION = 1
 ATTEMPTS = 5
-LEFT_OUT = {LOCK, BUNDLES, STAGING, TABLES, FRONTIERS, QUARANTINE}
+LEFT_OUT = {LOCK, BUNDLES, STAGING, TABLES, FRONTIERS, QUARANTINE, SERIES}
 """Of the top of a store; bundles are taken as the catalog names them."""
 PARTIAL = ".partial"
 

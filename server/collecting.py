@@ -14,9 +14,9 @@ from pathlib import Path
 from uuid import uuid4
 
 from detectors.bundle import MANIFEST
-from server.layout import BUNDLES, DETECTORS, DRIFT, FRONTIERS, GOLDEN, HISTORY, TABLES
+from server.layout import BUNDLES, DETECTORS, DRIFT, FRONTIERS, GOLDEN, HISTORY, SERIES, TABLES
 
-OF_DETECTORS = (HISTORY, GOLDEN, DETECTORS, DRIFT)
+OF_DETECTORS = (HISTORY, GOLDEN, DETECTORS, DRIFT, SERIES)
 """Folders with a folder or file for each detector, called after it."""
 GRACE_SECONDS = 3600.0
 TABLES_KEPT_SECONDS = 90 * 86400.0

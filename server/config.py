@@ -219,6 +219,10 @@ class DetectorConfig(Section):
     """A series that was silent for longer begins anew; None: it goes on where it was. No effect with `time: index`."""
     max_series: int = Field(default=100_000, ge=1)
     """Series with a state of their own; more are refused."""
+    series_memory: Bytes = Field(default=256 << 20, ge=1 << 10)
+    """State and last points of series in memory; the others wait on disk until they are heard of again."""
+    series_expire_after: Seconds | None = 30 * 86400.0
+    """A series that was silent for so long is forgotten; None: never."""
     history: Retention = Retention()
 
     @property
@@ -263,6 +267,12 @@ class Settings(BaseSettings):
     """Raw points kept of each series, to start a new version from."""
     max_message_bytes: Bytes = 4 << 20
     """Largest gRPC message."""
+    max_calls: int = Field(default=1000, ge=1)
+    """Calls that may run at once; more are refused, with a time to come again."""
+    max_streams: int = Field(default=10_000, ge=1)
+    """Streams that may be open at once; the same."""
+    slow_reader_seconds: Seconds = 10.0
+    """A scoring stream whose answer nobody has read for so long is ended."""
     drain_seconds: Seconds = 10.0
     """How long calls may take to end after SIGTERM."""
     trainers: int = Field(default=1, ge=1, le=64)
@@ -271,6 +281,8 @@ class Settings(BaseSettings):
     """Data that one of them may hold; None: no limit. One that needs more fails, and nothing else does."""
     history_flush_seconds: Seconds = 5.0
     """How often points seen are made durable; a crash loses at most so much history."""
+    series_checkpoint_seconds: Seconds = 60.0
+    """How often the state of series that have moved on is written, too. After a crash those go on from the history."""
 
     @classmethod
     def settings_customise_sources(

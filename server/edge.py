@@ -11,7 +11,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from detectors.bundle import MANIFEST, Bundle, read_bundle
-from detectors.scorer import Served
+from detectors.served import Served
 from server.archive import unpack_bundle
 from server.config import DetectorConfig, Settings, load_settings
 from server.host import Host
@@ -59,7 +59,7 @@ class Edge:
         self.metrics.detector_info.labels(
             *labels, str(manifest.version), self._bundle.hash[:12], manifest.network.kind
         ).set(1)
-        await self.listener.start([scoring_service(self.host, self.metrics)])
+        await self.listener.start([scoring_service(self.host, self.metrics, self.listener.slow_readers)])
         logger.info("serving %s version %d on %s", manifest.detector, manifest.version, self._settings.listen)
 
     async def stop(self) -> None:

@@ -11,6 +11,7 @@ from server.anomaly_keeping import AnomalyBook, AnomalyKeeper
 from server.config import Budget, DetectorConfig
 from server.hosted import HostedDetector
 from server.metrics import Metrics
+from server.series_file import SeriesFile
 from server.watchers import Watchers
 
 
@@ -64,8 +65,14 @@ class Host:
             )
         return hosted
 
-    def add(self, name: str, config: DetectorConfig, features: Sequence[str] | None = None) -> HostedDetector:
-        """Begins to host a detector that learns."""
+    def add(
+        self,
+        name: str,
+        config: DetectorConfig,
+        features: Sequence[str] | None = None,
+        shelf: SeriesFile | None = None,
+    ) -> HostedDetector:
+        """Begins to host a detector that learns; `shelf` is where its series go that there is no room for."""
         metrics = self.metrics.for_detector(name)
         keeper, limit = self.anomalies, config.history.max_anomalies
         hosted = HostedDetector(
@@ -78,6 +85,7 @@ class Host:
             features=features,
             clock=self._clock,
             budget=self._budget,
+            shelf=shelf,
         )
         self._detectors[name] = hosted
         return hosted
@@ -100,6 +108,12 @@ class Host:
         """Refreshes the gauges of all detectors."""
         for hosted in self:
             hosted.observe()
+
+    async def shelve(self) -> None:
+        """Makes the series of all detectors outlive the process; those that were silent for too long are forgotten."""
+        for hosted in self:
+            await hosted.forget_silent()
+            await hosted.shelve()
 
     async def flush(self) -> None:
         """Makes the points and anomalies of all detectors durable."""

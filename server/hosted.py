@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from detectors.errors import NotFoundError, PreconditionError
 from detectors.failpoints import failpoint
 from detectors.runtime import FloatArray
-from detectors.scorer import Scored, Scorer, Served, merged
+from detectors.scorer import Scored, Scorer
 from detectors.series import Rows
+from detectors.served import Served
 from detectors.stamps import NO_STAMP, StampPolicy, Status
 from server.anomalies import Found, top_shares
 from server.anomaly_keeping import AnomalyBuffer
@@ -32,16 +33,18 @@ from server.metrics import DetectorMetrics
 from server.shadow import IDLE_SECONDS, Shadow, Verdict, compared
 from server.spans import Spans
 from server.step_times import StepTimes
+from server.stepping import Stepper
 from server.tracks import Index, Track
 from server.usage import Usage
 from server.watchers import Watchers
 
 if TYPE_CHECKING:
     from server.resume import Resumed
+    from server.series_file import SeriesFile
 
 LAST_TAKEN = int(Status.NOT_DUE)
 """Points with a status up to this were taken."""
-BREATH_SECONDS = 5e-3  # a request of many rounds lets others in after this long
+SHELVED_AT_ONCE = 256
 logger = logging.getLogger(__name__)
 
 
@@ -81,6 +84,7 @@ class HostedDetector:
         features: Column names; None until the first points bring them.
         clock: Nanoseconds since the epoch, for `max_ahead`.
         budget: Of the hub: which steps its times are of.
+        shelf: Where series go that have been silent for longest, and when the process ends; None: all stay in memory.
     """
 
     def __init__(
@@ -95,6 +99,7 @@ class HostedDetector:
         features: Sequence[str] | None = None,
         clock: Callable[[], int] = time.time_ns,
         budget: Budget | None = None,
+        shelf: SeriesFile | None = None,
     ) -> None:
         self.name = name
         self.config = config
@@ -125,8 +130,11 @@ class HostedDetector:
         self._watchers = watchers
         self._found = found
         self._clock = clock
+        self._shelf = shelf
+        self._shelving = asyncio.Lock()
         ahead = None if config.time == "index" or config.max_ahead is None else int(config.max_ahead * 1e9)
         self._policy = StampPolicy(duplicate=config.duplicate, max_ahead=ahead, max_gap=config.gap_nanoseconds)
+        self.stepper = Stepper(self._step, clock)
         self._scorer = self._fresh(self._learning(len(self.features))) if self.features else None
         self._buffer = HistoryBuffer(config.history.max_rows, metrics.history_dropped.inc)
         self._writing = asyncio.Lock()
@@ -205,7 +213,7 @@ class HostedDetector:
         stamps: NDArray[np.int64] | None,
         values: FloatArray,
     ) -> Outcome:
-        """Scores N points; lets others in between the rounds of a long request.
+        """Scores N points, together with those of other callers that wait at this moment.
 
         Args:
             scorer: Of the request's track.
@@ -213,31 +221,9 @@ class HostedDetector:
             stamps: [N], or None to go on with row numbers.
             values: [N, F].
         """
-        now = self._clock() if scorer.policy.max_ahead is not None else None
-        rounds = [slots] if isinstance(slots, slice) else scorer.rounds(slots)
-        if isinstance(slots, slice) or len(rounds) == 1:
-            stamps = _continued(scorer, slots) if stamps is None else stamps
-            version, scored = self._step(scorer, slots, stamps, values, now)
-            return self._outcome(scored, stamps, version, None)
-        used = np.empty(len(slots), np.int64) if stamps is None else stamps
-        parts: list[tuple[Rows, Scored]] = []
-        versions = []
-        breath = time.perf_counter() + BREATH_SECONDS
-        for rows in rounds:
-            if stamps is None:
-                used[rows] = _continued(scorer, slots[rows])
-            version, scored = self._step(scorer, slots[rows], used[rows], values[rows], now)
-            versions.append(version)
-            parts.append((rows, scored))
-            if time.perf_counter() > breath:
-                await asyncio.sleep(0)
-                breath = time.perf_counter() + BREATH_SECONDS
-        point_versions = None
-        if len(set(versions)) > 1:
-            point_versions = np.empty(len(slots), np.int64)
-            for (rows, _), version in zip(parts, versions, strict=True):
-                point_versions[rows] = version
-        return self._outcome(merged(parts), used, versions[-1], point_versions)
+        it = await self.stepper.score(scorer, slots, stamps, values, joins=scorer is self._scorer)
+        flagged = it.scored.score >= self.threshold
+        return Outcome(it.scored, it.stamps, flagged, it.version, it.point_versions, self.threshold)
 
     def _step(
         self, scorer: Scorer, slots: Rows, stamps: NDArray[np.int64], values: FloatArray, now: int | None
@@ -253,12 +239,6 @@ class HostedDetector:
         if version == LEARNING_VERSION:
             scored.status[scored.status == Status.OK] = Status.LEARNING
         return version, scored
-
-    def _outcome(
-        self, scored: Scored, stamps: NDArray[np.int64], version: int, point_versions: NDArray[np.int64] | None
-    ) -> Outcome:
-        flagged = scored.score >= self.threshold
-        return Outcome(scored, stamps, flagged, version, point_versions, self.threshold)
 
     # afterwards
 
@@ -340,9 +320,10 @@ class HostedDetector:
                 logger.exception("history of %s could not be written; it will be tried again", self.name)
 
     async def settle(self) -> None:
-        """Waits for a write of the history that is running."""
-        async with self._writing:
-            return
+        """Waits for writes that are running; nothing more is written of the series."""
+        async with self._writing, self._shelving:
+            if self._shelf is not None:
+                await asyncio.to_thread(self._shelf.close)
 
     async def history_paths(self) -> list[Path]:
         """Makes the points so far durable; returns the files that hold them, oldest first."""
@@ -358,9 +339,15 @@ class HostedDetector:
 
     def observe(self) -> None:
         """Refreshes the gauges."""
-        if self._scorer is not None:
-            self.metrics.series.set(len(self._scorer.series))
-            self.metrics.state_bytes.set(self._scorer.state_bytes)
+        if (scorer := self._scorer) is not None:
+            self.metrics.series.set(len(scorer.series))
+            self.metrics.seated.set(scorer.series.seated)
+            self.metrics.evicted.inc(scorer.left)
+            self.metrics.restored.inc(scorer.returned)
+            scorer.left = scorer.returned = 0
+            self.metrics.state_bytes.set(scorer.state_bytes)
+
+    # series
 
     def resume(self, read: Callable[[int], Iterable[Resumed]]) -> None:
         """Lets the series of the last process go on; before anything serves.
@@ -370,9 +357,57 @@ class HostedDetector:
         """
         if self._scorer is None:
             return
-        series = self._scorer.series
-        for it in islice(read(series.ring_points), series.max_series):
-            series.resume(it.name, it.last_stamp, it.values)
+        series, shelf = self._scorer.series, self._shelf
+        shelved = {it.name: it.last_stamp for it in shelf.labels()} if shelf is not None else {}
+        for it in islice(read(series.ring_points), min(series.max_series, series.room)):
+            if it.last_stamp > shelved.get(it.name, NO_STAMP):  # else it goes on from the shelf, bit by bit
+                (slot,) = series.slots([it.name])
+                series.put(slot, len(it.values), it.values)
+                series.last_stamp[slot] = it.last_stamp
+
+    async def shelve(self) -> None:
+        """Puts the series that have moved on on the shelf, where they outlive the process."""
+        async with self._shelving:
+            shelf, scorer = self._shelf, self._scorer
+            if shelf is None or scorer is None or self.deleted:
+                return
+            slots = scorer.unsaved()
+            try:
+                for first in range(0, len(slots), SHELVED_AT_ONCE):
+                    some = slots[first : first + SHELVED_AT_ONCE]
+                    copies = scorer.copies(some[scorer.series.seat[some] >= 0])
+                    await asyncio.to_thread(shelf.put, copies.rows)
+                    scorer.saved(copies)
+                scorer.leave_excess()
+                await asyncio.to_thread(shelf.settle)
+            except OSError:
+                logger.exception("series of %s could not be put on the shelf; it will be tried again", self.name)
+
+    async def forget_silent(self) -> int:
+        """Lets series go that have been silent for longer than the settings say; returns how many."""
+        scorer, after = self._scorer, self.config.series_expire_after
+        if scorer is None or after is None:
+            return 0
+        before = self._clock() / 1e9 - after
+        return await self._let_go(scorer.series.silent_since(before))
+
+    async def forget(self, names: Sequence[str]) -> int:
+        """Forgets series: their stamps, state and points in memory; returns how many there were."""
+        return await self._let_go(self._live().series.known(names))
+
+    async def _let_go(self, slots: NDArray[np.int64]) -> int:
+        async with self._shelving:
+            if len(slots):
+                self.stepper.drain()  # what waits knows its series by their slots
+                self._live().let_go(slots)
+        return len(slots)
+
+    async def restart(self, names: Sequence[str]) -> int:
+        """Lets series warm up again, their stamps go on; returns how many there are."""
+        async with self._shelving:
+            slots = self._live().series.known(names)
+            self._live().begin_anew(slots)
+        return len(slots)
 
     # changing versions
 
@@ -390,11 +425,15 @@ class HostedDetector:
             self.require_able(served)
             scorer = self._scorer
             if scorer is None or not self._can_follow(scorer, served):
+                if self._shelf is not None:
+                    self._shelf.clear()
                 self._scorer = self._fresh(served)
             else:
                 is_first = scorer.served.version == LEARNING_VERSION  # it takes over from none
                 await self._follow(scorer, served)
-                if not is_first:
+                if is_first:
+                    await asyncio.to_thread(scorer.unshelve)
+                else:
                     self.metrics.swaps.inc()
                     self.before = self.usage
                 self.usage = Usage()
@@ -463,6 +502,9 @@ class HostedDetector:
             policy=policy,
             ring_points=1 if alone else self._ring_points,  # nothing will ever be replayed from it
             max_series=self.config.max_series,
+            memory=None if alone else self.config.series_memory,
+            shelf=None if alone else self._shelf,
+            clock=lambda: self._clock() / 1e9,
         )
 
 
@@ -472,9 +514,3 @@ def _muted(outcome: Outcome, maintained: NDArray[np.bool_]) -> Outcome:
     if not len(muted):
         return outcome
     return replace(outcome, flagged=outcome.flagged & ~maintained, muted=muted)
-
-
-def _continued(scorer: Scorer, slots: Rows) -> NDArray[np.int64]:
-    """The next row number of each of `slots`."""
-    last = scorer.series.last_stamp[slots]
-    return np.where(last == NO_STAMP, 0, last + 1)

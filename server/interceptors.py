@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
 import grpc.aio
 
-from detectors.errors import InvalidInputError
+from detectors.errors import DeadlineError, InvalidInputError
+from server.admission import EXEMPT, Gate
 from server.metrics import Metrics
-from server.statuses import GRPC_CODES, status_of
+from server.statuses import GRPC_CODES, status_of, trailing_metadata
 
-DETAILS = "grpc-status-details-bin"
 Behaviour = Callable[[Any, Any], Any]
 
 
@@ -43,11 +44,14 @@ class Guard(grpc.aio.ServerInterceptor):
 
     Args:
         metrics: Counts calls by method and code, and times those that answer once.
+        gate: Says whether one more may be let in.
     """
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, gate: Gate) -> None:
         self._metrics = metrics
+        self._gate = gate
         self._wrapped: dict[str, Any] = {}
+        self._refusing: dict[str, Any] = {}
 
     async def intercept_service(
         self,
@@ -61,18 +65,23 @@ class Guard(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
             if handler is None:  # unknown method: gRPC answers UNIMPLEMENTED
                 return None
-            wrapped = self._wrapped[method] = self._wrap(handler, _label(method))
+            wrapped = self._wrapped[method] = self._wrap(handler, method)
+        if method in self._refusing and self._gate.is_full(streaming=_is_streaming(wrapped)):
+            return self._refusing[method]
         return wrapped
 
-    def _wrap(self, handler: Any, label: str) -> Any:
+    def _wrap(self, handler: Any, method: str) -> Any:
+        label, streaming = _label(method), _is_streaming(handler)
+        gate = None if method.startswith(EXEMPT) else self._gate
+        if gate is not None:
+            self._refusing[method] = _refusing(handler, _Calls(self._metrics, label), gate)
         behaviour: Behaviour = (
             handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         )
         seconds = None if handler.response_streaming else self._metrics.request_seconds.labels(label)
-        calls = _Calls(self._metrics, label, seconds)
+        calls = _Calls(self._metrics, label, seconds, gate, streaming=streaming)
         wrap = calls.generator if inspect.isasyncgenfunction(behaviour) else calls.coroutine
-        kind = f"{_side(handler.request_streaming)}_{_side(handler.response_streaming)}_rpc_method_handler"
-        return getattr(grpc, kind)(
+        return getattr(grpc, _kind(handler))(
             wrap(behaviour),
             request_deserializer=_tolerant(handler.request_deserializer),
             response_serializer=handler.response_serializer,
@@ -82,10 +91,14 @@ class Guard(grpc.aio.ServerInterceptor):
 class _Calls:
     """Runs the calls of one method."""
 
-    def __init__(self, metrics: Metrics, label: str, seconds: Any) -> None:
+    def __init__(
+        self, metrics: Metrics, label: str, seconds: Any = None, gate: Gate | None = None, *, streaming: bool = False
+    ) -> None:
         self._metrics = metrics
         self._label = label
         self._seconds = seconds
+        self._gate = gate
+        self._streaming = streaming
 
     def coroutine(self, behaviour: Behaviour) -> Behaviour:
         """Guards a handler that is a coroutine function."""
@@ -94,7 +107,8 @@ class _Calls:
             began = time.perf_counter()
             code = "OK"
             try:
-                return await behaviour(readable(request), context)
+                with self._admitted(context):
+                    return await behaviour(readable(request), context)
             except asyncio.CancelledError:
                 code = "CANCELLED"
                 raise
@@ -104,7 +118,7 @@ class _Calls:
             except Exception as error:  # noqa: BLE001  (everything else becomes a status here)
                 status = status_of(error)
                 code = GRPC_CODES[status.code].name
-                await context.abort(GRPC_CODES[status.code], status.message, ((DETAILS, status.SerializeToString()),))
+                await context.abort(GRPC_CODES[status.code], status.message, trailing_metadata(error, status))
             finally:
                 if self._seconds is not None:
                     self._seconds.observe(time.perf_counter() - began)
@@ -118,8 +132,9 @@ class _Calls:
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             code = "OK"
             try:
-                async for response in behaviour(readable(request), context):
-                    yield response
+                with self._admitted(context):
+                    async for response in behaviour(readable(request), context):
+                        yield response
             except (asyncio.CancelledError, GeneratorExit):
                 code = "CANCELLED"
                 raise
@@ -129,11 +144,38 @@ class _Calls:
             except Exception as error:  # noqa: BLE001  (everything else becomes a status here)
                 status = status_of(error)
                 code = GRPC_CODES[status.code].name
-                await context.abort(GRPC_CODES[status.code], status.message, ((DETAILS, status.SerializeToString()),))
+                await context.abort(GRPC_CODES[status.code], status.message, trailing_metadata(error, status))
             finally:
                 self._metrics.requests.labels(self._label, code).inc()
 
         return call
+
+    @contextmanager
+    def _admitted(self, context: grpc.aio.ServicerContext[Any, Any]) -> Iterator[None]:
+        """While a call runs that may: others have come since it was looked at first, and its time may be over."""
+        if context.time_remaining() == 0:
+            raise DeadlineError("it was too late to begin.", hint="Allow more time, or send less at once.")
+        if self._gate is None:
+            yield
+            return
+        if self._gate.is_full(streaming=self._streaming):
+            raise self._gate.refusal(streaming=self._streaming)
+        with self._gate.admitted(streaming=self._streaming):
+            yield
+
+
+def _refusing(handler: Any, calls: _Calls, gate: Gate) -> Any:
+    """A handler of the same kind that refuses; messages are not parsed."""
+    streaming = _is_streaming(handler)
+
+    async def refuse(_requests: Any, _context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        raise gate.refusal(streaming=streaming)
+
+    return getattr(grpc, _kind(handler))(calls.coroutine(refuse))
+
+
+def _kind(handler: Any) -> str:
+    return f"{_side(handler.request_streaming)}_{_side(handler.response_streaming)}_rpc_method_handler"
 
 
 def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
@@ -153,6 +195,11 @@ def _label(method: str) -> str:
     """`ScoringService/Score` of `/prunewatch.v1.ScoringService/Score`."""
     service, _, name = method.rpartition("/")
     return f"{service.rpartition('.')[2]}/{name}"
+
+
+def _is_streaming(handler: Any) -> bool:
+    """Whether a call lasts: anything but one message for one answer, or an upload."""
+    return bool(handler.response_streaming)
 
 
 def _side(streaming: bool) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from detectors.runtime import FloatArray, Runtime, State, Step
-from detectors.scorer import Served
+from detectors.served import Served
 
 LEARNING_VERSION = 0
 

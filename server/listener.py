@@ -14,11 +14,15 @@ from grpc_reflection.v1alpha import reflection
 
 from detectors.errors import PreconditionError
 from server.admin import Admin
+from server.admission import Gate, SlowReaders
 from server.config import Settings, split_address
 from server.host import Host
 from server.interceptors import Guard
 from server.metrics import Metrics
 
+KEEPALIVE_MS = 60_000
+PENDING_CALLS = 10_000
+"""Calls that wait inside gRPC before they are looked at. It refuses those beyond with CANCELLED, anybody's."""
 logger = logging.getLogger(__name__)
 Register = Callable[[grpc.aio.Server], None]
 
@@ -39,14 +43,20 @@ class Listener:
         self._ready = False
         self._admin = Admin(metrics.registry, observe=host.observe, is_ready=lambda: self._ready)
         limit = settings.max_message_bytes
+        self.gate = Gate(settings.max_calls, settings.max_streams, metrics.refused.inc)
+        self.slow_readers = SlowReaders(settings.slow_reader_seconds, metrics.slow_readers.inc)
         self._server = grpc.aio.server(
-            interceptors=[Guard(metrics)],
+            interceptors=[Guard(metrics, self.gate)],
             options=[
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", limit),
+                ("grpc.keepalive_time_ms", KEEPALIVE_MS),  # a caller that vanished is noticed, and its streams end
+                ("grpc.server.max_pending_requests", PENDING_CALLS),
+                ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING_CALLS),
                 ("grpc.so_reuseport", 0),  # a second process on the same port is an error, not a coin toss
             ],
         )
+        self._looking: asyncio.Task[None] | None = None
         self.port = 0
 
     @property
@@ -77,6 +87,7 @@ class Listener:
         except OSError:
             raise _taken("admin", self._settings.admin) from None
         await self._server.start()
+        self._looking = asyncio.create_task(self.slow_readers.run())
         for name in ("", *names):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         self._ready = True
@@ -90,6 +101,8 @@ class Listener:
         """Lets calls end, then stops listening."""
         self._host.watchers.close()
         await self._server.stop(self._settings.drain_seconds)
+        if self._looking is not None:
+            self._looking.cancel()
         await self._admin.stop()
 
 

@@ -36,6 +36,15 @@ class Metrics:
         )
         self.anomalies = Counter("prunewatch_anomalies", "Points at or above the threshold.", [DETECTOR], registry=r)
         self.series = Gauge("prunewatch_series", "Series with a state of their own.", [DETECTOR], registry=r)
+        self.seated = Gauge(
+            "prunewatch_series_in_memory", "Series whose state and ring are in memory.", [DETECTOR], registry=r
+        )
+        self.series_moves = Counter(
+            "prunewatch_series_moves",
+            "Series that left memory for the disk (evicted) and came back (restored).",
+            [DETECTOR, "way"],
+            registry=r,
+        )
         self.state_bytes = Gauge(
             "prunewatch_state_bytes", "Memory of all series' state and rings.", [DETECTOR], registry=r
         )
@@ -51,6 +60,12 @@ class Metrics:
         # How fast
         self.requests = Counter(
             "prunewatch_requests", "Calls that ended, by gRPC code.", ["method", "code"], registry=r
+        )
+        self.refused = Counter(
+            "prunewatch_refused", "Calls and streams that were refused because there were too many.", registry=r
+        )
+        self.slow_readers = Counter(
+            "prunewatch_slow_readers", "Streams that were ended because nobody read their answers.", registry=r
         )
         self.request_seconds = Histogram(
             "prunewatch_request_seconds",
@@ -138,6 +153,9 @@ class DetectorMetrics:
         self.step_seconds = metrics.step_seconds.labels(name)
         self.swaps = metrics.swaps.labels(name)
         self.series = metrics.series.labels(name)
+        self.seated = metrics.seated.labels(name)
+        self.evicted = metrics.series_moves.labels(name, "evicted")
+        self.restored = metrics.series_moves.labels(name, "restored")
         self.state_bytes = metrics.state_bytes.labels(name)
         self.anomalies_dropped = metrics.anomalies_dropped.labels(name)
         self.history_dropped = metrics.history_dropped.labels(name)

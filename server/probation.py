@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from detectors.errors import ConflictError, PreconditionError, PrunewatchError
 from detectors.failpoints import failpoint
-from detectors.scorer import Served
+from detectors.served import Served
 from server.conduct import Race, misconduct
 from server.config import HUB
 from server.hosted import HostedDetector
@@ -60,6 +60,10 @@ class Probations:
         self._clock = clock
         self._trials: dict[str, Trial] = {}
         published.set()  # some may have been left by an earlier process
+
+    def watches(self, name: str) -> bool:
+        """Whether a version of a detector is on probation, as far as the last look has seen."""
+        return name in self._trials
 
     async def run(self) -> None:
         """Looks every second until cancelled."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from detectors.bundle import MANIFEST, Bundle
 from detectors.errors import AlreadyExistsError, ExhaustedError, PreconditionError, PrunewatchError
-from detectors.scorer import Served
+from detectors.served import Served
 from server.catalog import Catalog
 from server.config import HUB, Budget, DetectorConfig, Settings, load_detector_config
 from server.etags import etag_of
@@ -20,6 +20,7 @@ from server.loop_settings import Schedule, Triggers
 from server.metrics import Metrics
 from server.records import DetectorRow, Serving
 from server.resume import newest_points
+from server.series_file import SeriesFile
 from server.shadow import Verdict
 from server.spans import Span, Spans
 from server.store import Store
@@ -157,7 +158,7 @@ class Roster:
     def _host(self, row: DetectorRow) -> HostedDetector:
         config = self.settings.detectors.get(row.name) or load_detector_config(row.config)
         self._configs[row.name] = config
-        return self.host.add(row.name, config, row.features)
+        return self.host.add(row.name, config, row.features, SeriesFile.of(self.store.root, row.name))
 
     async def delete(self, name: str, *, etag: str = "") -> None:
         """Forgets a detector with its versions, history and anomalies; ConflictError: not the one of `etag`."""

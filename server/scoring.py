@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import grpc.aio
@@ -14,6 +16,7 @@ from detectors.errors import InvalidInputError
 from detectors.runtime import FloatArray
 from prunewatch.v1 import scoring_pb2 as pb
 from prunewatch.v1.scoring_pb2_grpc import ScoringServiceServicer, add_ScoringServiceServicer_to_server
+from server.admission import SlowReaders, Writer
 from server.anomalies import shares_of
 from server.anomaly_messages import anomaly_fields, page_message, query_of
 from server.host import Host
@@ -26,6 +29,10 @@ from server.tracks import Index
 
 MAX_POINTS = 65_536  # of one message; a longer one of one series would be that many steps
 MAX_FEATURES = 4096
+SLOW_READER = (
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "The answers of this stream were not read. Read them while you send, and open it again.",
+)
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -35,9 +42,11 @@ class ScoringServicer(ScoringServiceServicer):
     Args:
         host: The detectors.
         metrics: Times the messages of streams.
+        slow_readers: Ends streams that nobody reads.
     """
 
-    def __init__(self, host: Host, metrics: Metrics) -> None:
+    def __init__(self, host: Host, metrics: Metrics, slow_readers: SlowReaders) -> None:
+        self._slow_readers = slow_readers
         self._host = host
         self._message_seconds = metrics.request_seconds.labels("ScoringService/ScoreStream")
 
@@ -45,10 +54,22 @@ class ScoringServicer(ScoringServiceServicer):
         """One message of points."""
         if not (request.packed_values or request.values):
             raise InvalidInputError("there are no points.", field="packed_values", hint="Send at least one.")
-        return await self._begin(request).answer(request)
+        session = self._begin(request)
+        with session.hosted.stepper.calling():
+            return await session.answer(request)
 
     async def ScoreStream(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
         """Messages of points, each answered once, in order."""
+        with self._slow_readers.watched() as writer, ExitStack() as open_calls:
+            try:
+                await self._stream(context, writer, open_calls)
+            except asyncio.CancelledError:
+                if writer.is_slow:  # what it has not read may keep its end from it for ever; nobody waits for that
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(context.abort(*SLOW_READER), 1.0)
+                raise
+
+    async def _stream(self, context: Context, writer: Writer, open_calls: ExitStack) -> None:
         session: Session | None = None
         # Reading and writing by hand: an asynchronous generator costs a few microseconds more for each message.
         while (message := await context.read()) is not grpc.aio.EOF:
@@ -58,10 +79,14 @@ class ScoringServicer(ScoringServiceServicer):
                 request = readable(message).points
                 current = session or self._begin(request)
                 response = pb.ScoreStreamResponse(sequence=sequence, scores=await current.answer(request))
-                session = current
+                if session is None:
+                    session = current
+                    open_calls.enter_context(session.hosted.stepper.calling())
             except Exception as error:  # noqa: BLE001  (the stream goes on; status_of logs what was not expected)
                 response = pb.ScoreStreamResponse(sequence=sequence, error=status_of(error))
+            writer.since = time.monotonic()
             await context.write(response)
+            writer.since = 0.0
             self._message_seconds.observe(time.perf_counter() - began)
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:
@@ -94,7 +119,7 @@ class Session:
     """One request, or one stream of them: a detector, a mode and the series named so far."""
 
     def __init__(self, hosted: HostedDetector, *, ephemeral: bool) -> None:
-        self._hosted = hosted
+        self.hosted = hosted
         self._ephemeral = ephemeral
         self._track = hosted.track(ephemeral=ephemeral)
         self._identity: Index = np.empty(0, np.int64)
@@ -105,7 +130,7 @@ class Session:
         Raises:
             InvalidInputError: the message can not be used; no series has changed.
         """
-        hosted = self._hosted
+        hosted = self.hosted
         self._check_same(request)
         values = _values(request)
         n = self._points(request, values)
@@ -123,7 +148,7 @@ class Session:
         return _response(request, outcome)
 
     def _check_same(self, request: pb.ScoreRequest) -> None:
-        if request.detector and detector_id(request.detector, "detector") != self._hosted.name:
+        if request.detector and detector_id(request.detector, "detector") != self.hosted.name:
             raise InvalidInputError(
                 "a stream scores one detector.", field="detector", hint="Leave it out, or open another stream."
             )
@@ -135,12 +160,12 @@ class Session:
     def _points(self, request: pb.ScoreRequest, values: FloatArray) -> int:
         """How many points the values are."""
         size, field = len(values), "packed_values" if request.packed_values else "values"
-        width = self._hosted.n_features
+        width = self.hosted.n_features
         if request.n_features and width is not None and request.n_features != width:
             raise InvalidInputError(
                 f"these points have {request.n_features} features, the detector has {width}.",
                 field=field,
-                hint=f"Send {width} values for each point: {', '.join((self._hosted.features or ())[:8])}.",
+                hint=f"Send {width} values for each point: {', '.join((self.hosted.features or ())[:8])}.",
             )
         if width is None:
             names = len(self._track.names) + len(request.series)
@@ -159,7 +184,7 @@ class Session:
                 raise InvalidInputError(
                     f"{size} values are not a whole number of points of {width} features.",
                     field=field,
-                    hint=f"Send {width} values for each point: {', '.join((self._hosted.features or ())[:8])}.",
+                    hint=f"Send {width} values for each point: {', '.join((self.hosted.features or ())[:8])}.",
                 )
         if n > MAX_POINTS:
             raise InvalidInputError(f"{n} points are too many.", field=field, hint=f"Send {MAX_POINTS} at most.")
@@ -167,7 +192,7 @@ class Session:
 
     def _stamps(self, request: pb.ScoreRequest, n: int) -> NDArray[np.int64] | None:
         if not request.stamps:
-            if n and self._hosted.config.time != "index" and not self._ephemeral:
+            if n and self.hosted.config.time != "index" and not self._ephemeral:
                 raise InvalidInputError(
                     "this detector wants time stamps.",
                     field="stamps",
@@ -245,9 +270,11 @@ def _response(request: pb.ScoreRequest, outcome: Outcome) -> pb.ScoreResponse:
     return response
 
 
-def scoring_service(host: Host, metrics: Metrics) -> tuple[str, Callable[[grpc.aio.Server], None]]:
+def scoring_service(
+    host: Host, metrics: Metrics, slow_readers: SlowReaders
+) -> tuple[str, Callable[[grpc.aio.Server], None]]:
     """ScoringService, which hub and device share."""
-    scoring = ScoringServicer(host, metrics)
+    scoring = ScoringServicer(host, metrics, slow_readers)
 
     def register(server: grpc.aio.Server) -> None:
         add_ScoringServiceServicer_to_server(scoring, server)

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detectors.scorer import Scorer, Served, Successor
+from detectors.scorer import Scorer
+from detectors.served import Served
+from detectors.successor import Successor
 from server.conduct import Race, misconduct
 from server.loop_settings import Probation
 from server.usage import Usage
@@ -32,7 +34,7 @@ class Shadow:
     def __init__(self, scorer: Scorer, served: Served, threshold: float) -> None:
         self.usage = Usage()
         self.served = served
-        self._successor = Successor(scorer, served)
+        self._successor = Successor(scorer.series, served)
         self._threshold = threshold
         self._caught_up = False
 

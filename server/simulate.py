@@ -31,6 +31,8 @@ SERIES = "series"
 """The name of the series that is streamed."""
 REQUEST_ROWS = 100
 """Rows of one request; between two it is looked whether anything is due."""
+WATCHED_ROWS = 10
+"""The same while a version is on probation: a server looks every second."""
 WAIT_SECONDS = 0.1
 Report = Callable[[str, float, str], None]
 
@@ -146,12 +148,18 @@ class _Stream:
             await asyncio.to_thread(hub.store.close)
 
     async def _step(self, live: _Line, frozen: _Line, rows: slice) -> tuple[FloatArray, NDArray[np.int64], FloatArray]:
-        """One request, and whatever is due after it."""
-        scores, versions = await self._send(live, rows)
+        """One request (a few short ones while a probation lasts), and whatever is due after it."""
+        got, first = [], rows.start
+        while first < rows.stop:
+            watched = self._hub.probations.watches(self._name)
+            end = min(first + WATCHED_ROWS, rows.stop) if watched else rows.stop
+            got.append(await self._send(live, slice(first, end)))
+            await self._hub.probations.look()
+            first = end
+        scores, versions = (np.concatenate(part) for part in zip(*got, strict=True))
         unchanged, _ = await frozen.send(rows)
         if self._answered:
             await asyncio.to_thread(self._answer, rows, scores)
-        await self._hub.probations.look()
         if rows.stop < len(self._table):  # nobody would see what a cycle after the last row makes
             await self._hub.scheduler.look()
             await self._settle()

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import PurePath
 
 import grpc
-from google.protobuf import any_pb2
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 import detectors.errors
@@ -16,15 +17,19 @@ from detectors.errors import (
     AlreadyExistsError,
     ConflictError,
     CorruptBundleError,
+    DeadlineError,
     ExhaustedError,
     InvalidInputError,
     NotFoundError,
+    OverloadedError,
     PreconditionError,
     PrunewatchError,
     disk_full,
 )
 
 DOMAIN = "prunewatch"
+DETAILS = "grpc-status-details-bin"
+PUSHBACK = "grpc-retry-pushback-ms"
 UNEXPECTED = "Something went wrong inside the server; its log says what."
 CODES: Mapping[type[PrunewatchError], int] = {
     InvalidInputError: code_pb2.INVALID_ARGUMENT,
@@ -34,6 +39,7 @@ CODES: Mapping[type[PrunewatchError], int] = {
     ConflictError: code_pb2.ABORTED,
     ExhaustedError: code_pb2.RESOURCE_EXHAUSTED,
     CorruptBundleError: code_pb2.DATA_LOSS,
+    DeadlineError: code_pb2.DEADLINE_EXCEEDED,
     PrunewatchError: code_pb2.INTERNAL,
 }
 GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -52,7 +58,11 @@ def status_of(error: Exception) -> status_pb2.Status:
     told = f"{error.problem} {error.hint}".strip()
     facts = {"problem": error.problem, "field": field, "hint": error.hint}
     reason = code_pb2.Code.Name(code)
-    details = [error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=facts)]
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=facts)]
+    if isinstance(error, OverloadedError):
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(round(1000 * error.retry_seconds))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     if code == code_pb2.INVALID_ARGUMENT and field:
         violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=told)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
@@ -62,6 +72,14 @@ def status_of(error: Exception) -> status_pb2.Status:
         packed.Pack(detail)
         status.details.append(packed)
     return status
+
+
+def trailing_metadata(error: Exception, status: status_pb2.Status) -> tuple[tuple[str, str | bytes], ...]:
+    """What goes with a status: its details, and when to come again, as gRPC's own retries read it."""
+    details = (DETAILS, status.SerializeToString())
+    if isinstance(error, OverloadedError):
+        return details, (PUSHBACK, str(round(1000 * error.retry_seconds)))
+    return (details,)
 
 
 def recorded_error(fields: Mapping[str, str]) -> PrunewatchError:

@@ -27,6 +27,7 @@ class Track:
         self.names: list[str] = []
         """Append-only, so that an index into it stays right."""
         self._resolved: Scorer | None = None
+        self._epoch = 0
         self._slots: Slots = np.empty(0, np.int64)
         self.run: slice | None = None
         """The slots of all names as a slice, where they are consecutive."""
@@ -39,11 +40,12 @@ class Track:
             ExhaustedError: the detector would hold too many series; nothing was added.
         """
         scorer = self._current()
-        if scorer is self._resolved and not names:
+        is_known = scorer is self._resolved and scorer.series.epoch == self._epoch
+        if is_known and not names:
             return scorer, self._slots
-        if scorer is not self._resolved:
+        if not is_known:
             self._slots = scorer.series.slots([*self.names, *_checked(names)])
-            self._resolved = scorer
+            self._resolved, self._epoch = scorer, scorer.series.epoch
             self.names.extend(names)
         else:
             self._slots = np.concatenate([self._slots, scorer.series.slots(_checked(names))])

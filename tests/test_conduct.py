@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from graphs import ewma_bundle
 
-from detectors.scorer import Served
+from detectors.served import Served
 from server.conduct import Race
 from server.usage import Usage
 

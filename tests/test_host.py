@@ -10,7 +10,7 @@ from graphs import ewma_bundle, ewma_scores
 from prometheus_client import CollectorRegistry
 
 from detectors.errors import NotFoundError, PreconditionError
-from detectors.scorer import Served
+from detectors.served import Served
 from detectors.stamps import Status
 from server.anomalies import Anomaly
 from server.config import DetectorConfig

@@ -20,9 +20,10 @@ from prunewatch.v1.scoring_pb2_grpc import (
     ScoringServiceStub,
     add_ScoringServiceServicer_to_server,
 )
-from server.interceptors import DETAILS, Guard
+from server.admission import Gate
+from server.interceptors import Guard
 from server.metrics import Metrics
-from server.statuses import CODES, DOMAIN, UNEXPECTED, recorded_error, status_of
+from server.statuses import CODES, DETAILS, DOMAIN, UNEXPECTED, recorded_error, status_of
 
 SECRET = "/var/lib/secret: class Hidden"
 
@@ -57,7 +58,7 @@ class Guarded:
     def __init__(self, error: BaseException | None) -> None:
         self.service = Troubled(error)
         self.metrics = Metrics(CollectorRegistry())
-        self.server = grpc.aio.server(interceptors=[Guard(self.metrics)])
+        self.server = grpc.aio.server(interceptors=[Guard(self.metrics, Gate(1000, 1000))])
 
     async def __aenter__(self):
         add_ScoringServiceServicer_to_server(self.service, self.server)

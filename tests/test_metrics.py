@@ -17,7 +17,7 @@ from prunewatch.client import Client
 from server.metrics import BUCKETS, Metrics
 
 LABELS = {
-    *("detector", "device_class", "status", "method", "code"),
+    *("detector", "device_class", "status", "method", "code", "way"),
     *("quantile", "kind", "trigger", "outcome", "state"),
 }
 INFO_LABELS = {"version", "bundle", "network", "python", "onnxruntime"}

@@ -15,7 +15,8 @@ from strategies import noise, randomised, residual_graph
 
 from detectors.errors import InvalidInputError
 from detectors.runtime import Runtime
-from detectors.scorer import Scorer, Served, score_alone
+from detectors.scorer import Scorer, score_alone
+from detectors.served import Served
 from detectors.stamps import Status
 from detectors.training.calibrate import Scaler
 from detectors.training.error_forms import Robust

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import bundle_facts
+from conftest import QUICK_TRAINER, bundle_facts, hub_settings, publish
 from crashing import Node, connected
 from graphs import ewma_bundle, ewma_scores
 
 from detectors.bundle import write_bundle
 from detectors.stamps import Status
 from prunewatch.client import Client, Scores
+from server.app import Hub
 from server.history import History
 from server.publish import publish_fit
 from server.resume import newest_points
@@ -95,6 +96,41 @@ async def test_a_kill_in_mid_stream_costs_seconds(tmp_path: Path) -> None:
     assert not any(Status.OK in found or Status.WARMING_UP in found for found in statuses[:known])
     assert all(found == {Status.OK} for found in statuses[known:])
     assert known == len(answered) or killed - answered[known] < LOST_SECONDS
+
+
+@pytest.mark.promise("R7")
+async def test_after_an_orderly_end_series_go_on_bit_by_bit(tmp_path: Path) -> None:
+    """State, rings, stamps and counts are those they ended with; so are those of series that were on disk."""
+    limit = "16KiB"  # room for seven of the forty
+    detectors = {"pump": {"features": FEATURES, "time": "index", "series_memory": limit}}
+
+    def standing(hub: Hub) -> dict[str, tuple[object, ...]]:
+        scorer = hub.host.get("pump").track(ephemeral=False)._current()
+        found = {}
+        for name in NAMES:  # those on disk come back for it
+            (slot,) = slots = scorer.series.known([name])
+            (seat,) = scorer._seats(slots)
+            state = b"".join(array[seat].tobytes() for array in scorer._state)
+            ring = scorer.series.recent(slot).tobytes()
+            found[name] = (state, ring, int(scorer.series.last_stamp[slot]), int(scorer.series.seen[slot]))
+        return found
+
+    hub = Hub(hub_settings(tmp_path, detectors=detectors), trainer=QUICK_TRAINER)
+    await hub.start()
+    await publish(hub, ewma_bundle("pump", 1))
+    async with Client(f"127.0.0.1:{hub.listener.port}") as client:
+        for row in range(20):
+            await send(client, row)
+    before = standing(hub)
+    await hub.stop()
+    again = Hub(hub_settings(tmp_path, detectors=detectors), trainer=QUICK_TRAINER)
+    await again.start()
+    seated = hub.host.get("pump").track(ephemeral=False)._current().series.seated
+    after = standing(again)
+    await again.stop()
+
+    assert 0 < seated < SERIES
+    assert before == after
 
 
 def test_the_newest_points_of_each_series_are_found(tmp_path: Path) -> None:

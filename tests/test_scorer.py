@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from detectors.errors import ExhaustedError
 from detectors.runtime import Runtime
-from detectors.scorer import Scored, Scorer, Served, score_alone
+from detectors.scorer import Scored, Scorer, score_alone
 from detectors.series import SeriesTable
+from detectors.served import Served
 from detectors.stamps import NO_STAMP, StampPolicy, Status
 from detectors.training.export import step_graph
 
@@ -266,7 +267,7 @@ def test_the_ring_holds_the_last_points_of_each_series(ring: int, series, asked:
     table.slots([f"s{i}" for i in range(4)])
     for clock, slot in enumerate(series):
         row = np.array([[clock, slot]], np.float32)
-        table.append(np.array([slot]), np.array([clock]), row)
+        table.append(np.array([slot]), np.array([slot]), np.array([clock]), row)
         kept[slot].append(row[0].tolist())
         stamps[slot] = clock
 
@@ -440,8 +441,8 @@ def test_the_ring_is_at_least_the_warm_up() -> None:
 
 
 def test_memory_is_reported() -> None:
-    """Bytes of rings, stamps, counts, beginnings and state of all slots."""
+    """Bytes of rings, stamps, counts, beginnings, times, seats and state of all slots."""
     scorer = Scorer(ewma(), ring_points=10)
     feed(scorer, list(range(64)), 0, points(64))
 
-    assert scorer.state_bytes == 64 * (10 * 2 * 4 + 8 + 8 + 8 + 2 * 4)
+    assert scorer.state_bytes == 64 * (10 * 2 * 4 + 5 * 8 + 2 * 4)

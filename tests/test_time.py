@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from detectors.runtime import Runtime
-from detectors.scorer import Scorer, Served
+from detectors.scorer import Scorer
+from detectors.served import Served
 from detectors.stamps import StampPolicy, Status
 from detectors.training.export import step_graph
 from detectors.training.fit import FitOptions, fit

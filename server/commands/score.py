@@ -75,7 +75,8 @@ def score_in_store(
 ) -> Scores:
     """Scores in this process with what serves on the hub; needs neither torch nor pandas."""
     require_hub("sqlalchemy", "pyarrow")
-    from detectors.scorer import Scored, Scorer, Served, score_alone
+    from detectors.scorer import Scored, Scorer, score_alone
+    from detectors.served import Served
     from detectors.stamps import StampPolicy
     from server.anomalies import shares_of
     from server.store import Store
