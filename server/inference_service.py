@@ -18,7 +18,7 @@ from server.host import Host
 from server.hosted import HostedDetector, Outcome
 from server.inference_models import config_of, find_model, index_of, is_ready, metadata_of
 from server.inference_points import Points, points_of
-from server.inference_tensors import Kind, read_outputs, write_outputs
+from server.inference_tensors import SHOWN, Kind, read_outputs, write_outputs
 from server.interceptors import readable
 from server.learning import LEARNING_VERSION
 from server.metrics import Metrics, program_version
@@ -26,6 +26,8 @@ from server.statuses import status_of
 
 EXTENSIONS = ("model_configuration", "parameters")
 """Not `sequence`: series are carried on, but sequence_start and sequence_end do nothing."""
+FINAL = "triton_final_response"  # Triton's clients read a stream until the answer that has it
+LONGEST_ID = 1024  # characters; an id comes back with every answer
 Context = grpc.aio.ServicerContext[Any, Any]
 ServerLiveResponse = inference.message("ServerLiveResponse")
 ServerReadyResponse = inference.message("ServerReadyResponse")
@@ -97,12 +99,17 @@ class InferenceServicer:
                 response = ModelStreamInferResponse(infer_response=await self._infer(readable(message)))
             except Exception as error:  # noqa: BLE001  (the stream goes on; status_of logs what was not expected)
                 response = ModelStreamInferResponse(error_message=status_of(error).message)
-                response.infer_response.id = getattr(message, "id", "")  # says which request it was, as Triton does
+                # Says which request it was, as Triton does.
+                response.infer_response.id = getattr(message, "id", "")[:LONGEST_ID]
+                response.infer_response.model_name = getattr(message, "model_name", "")[:SHOWN]
+            response.infer_response.parameters[FINAL].bool_param = True
             await context.write(response)
             self._message_seconds.observe(time.perf_counter() - began)
 
     async def _infer(self, request: Any) -> Any:
         """Scores the points of one message; a message that can not be used has changed nothing."""
+        if len(request.id) > LONGEST_ID:
+            raise InvalidInputError(f"the id is longer than {LONGEST_ID} characters.", field="id", hint="Shorten it.")
         hosted = find_model(self._host, request.model_name, request.model_version, "model_name")
         wanted = read_outputs(request)
         points = points_of(request, hosted)

@@ -492,6 +492,7 @@ BAD = {
     "a sequence_id that is none": (lambda: one(parameters={"sequence_id": 1.5}), "sequence_id"),
     "an unknown mode": (lambda: one(parameters={"mode": "x" * 1000}), "mode"),
     "a mode that is no text": (lambda: one(parameters={"mode": True}), "mode"),
+    "a long id": (lambda: one(id="x" * 100_000), "id"),
     "too many points": (lambda: one(values=np.zeros((65_537, 2), np.float32)), "values"),
 }
 
@@ -571,6 +572,7 @@ async def test_a_stream_answers_each_message_in_order(pump: Hub, caller: Caller)
 
     assert [it.infer_response.id for it in answers] == ["1", "2", "3"]
     assert [it.error_message for it in answers] == [""] * 3
+    assert all(it.infer_response.parameters["triton_final_response"].bool_param for it in answers)
     scores = [arrays(it.infer_response)["score"] for it in answers]
     np.testing.assert_allclose(np.concatenate([scores[0], scores[2]]), ewma_scores(values), rtol=1e-5)
 
@@ -585,7 +587,8 @@ async def test_a_bad_message_does_not_end_a_stream(pump: Hub, caller: Caller) ->
     answers = await caller.stream([good[0], unknown, b"\xff\xff\xff", *bad, good[1]])
 
     assert [bool(it.error_message) for it in answers] == [False, True, True, *[True] * len(bad), False]
-    assert answers[1].infer_response.id == "u"
+    assert (answers[1].infer_response.id, answers[1].infer_response.model_name) == ("u", "none")
+    assert all(it.infer_response.parameters["triton_final_response"].bool_param for it in answers)
     assert answers[1].error_message == "model_name: there is no model 'none'. There are: pump."
     assert answers[2].error_message == "the message is not a valid protobuf of this method's request. Check the client."
     assert not [word for word in INTERNALS for it in answers if word in it.error_message]
