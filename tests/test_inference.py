@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 import numpy as np
 import pytest
-from conftest import NOW, hub_settings, publish
+from conftest import NOW, eventually, hub_settings, publish
 from google.protobuf import descriptor_pb2, descriptor_pool
 from graphs import ewma_bundle, ewma_scores
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -220,11 +220,13 @@ async def test_stamps_are_judged_as_everywhere(hub: Hub, caller: Caller, client:
 
     reply = await caller.infer("pump", values=drawn(5, 2), stamps=stamps, parameters={"sequence_id": 1})
     code, words = await refused(caller.infer("pump", values=drawn(1, 2), parameters={"sequence_id": 1}))
+    fresh = await caller.infer("pump", values=drawn(4, 2))
 
     warm, again, late = Status.WARMING_UP, Status.DUPLICATE, Status.LATE
     assert reply["status"].tolist() == [warm, warm, again, late, warm]
     assert np.isnan(reply["score"]).all()
     assert (code, words.partition(":")[0]) == (grpc.StatusCode.INVALID_ARGUMENT, "stamps")
+    assert fresh["status"].tolist() == [warm] * 3 + [Status.OK]  # points that leave no trace need none
     assert series_of(hub) == {"1": 3}
 
 
@@ -362,6 +364,22 @@ async def test_outputs_are_those_asked_for(pump: Hub, caller: Caller) -> None:
     assert list(usual) == ["score", "status", "anomaly", "threshold"]
 
 
+@pytest.mark.slow
+async def test_each_point_names_its_version(pump: Hub, caller: Caller) -> None:
+    """Where another version takes over within a request, `version` says of each point which one scored it."""
+    values = np.zeros((40_000, 2), np.float32)
+    request = infer_request("pump", values=values, outputs=("version", "score"), parameters={"sequence_id": 1})
+
+    answering = asyncio.create_task(caller.ask("ModelInfer", request))
+    await eventually(lambda: asyncio.sleep(0, series_of(pump)))
+    await publish(pump, ewma_bundle("pump", version=2))
+    response = await answering
+
+    versions = arrays(response)["version"].tolist()
+    assert (versions[0], versions[-1], response.model_version) == (1, 2, "2")
+    assert versions == sorted(versions)
+
+
 async def test_contributions_are_shares_of_the_error(pump: Hub, caller: Caller) -> None:
     """Each point that has a score has each feature's share of its error; others have zeros."""
     values = np.array([[0, 0]] * 4 + [[1, 3], [5, 0]], np.float32)
@@ -414,8 +432,9 @@ def both_contents():
 
 
 def other_contents():
-    """FP32 as doubles."""
+    """FP32 with doubles beside them."""
     request = with_inputs(raw=[])
+    request.inputs[0].contents.fp32_contents.extend([1, 2, 3, 4])
     request.inputs[0].contents.fp64_contents.extend([1, 2, 3, 4])
     return request
 
@@ -430,7 +449,7 @@ def no_utf8():
 def cut_names():
     """Names that end too early."""
     request = infer_request("pump", values=drawn(1, 2), series=["a"])
-    request.raw_input_contents[1] = b"\xff\xff\xff\xff"
+    request.raw_input_contents[1] = b"\x05\0\0\0ab"
     return request
 
 
