@@ -23,6 +23,8 @@ from prunewatch.client import Client
 from server.app import Hub
 from server.config import DetectorConfig
 from server.edge import Edge
+from server.inference_points import MODES
+from server.inference_tensors import INPUTS, OUTPUTS
 
 RNG = np.random.default_rng(11)
 INTERNALS = ("Traceback", "<class", "object at 0x", "google.protobuf", "site-packages", ".py", "DecodeError")
@@ -694,6 +696,16 @@ async def test_reflection_and_health_know_the_service(pump: Hub, caller: Caller)
     assert unknown.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
     assert extensions.all_extension_numbers_response.base_type_name == "inference.ModelInferRequest"
     assert health.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_every_input_and_output_is_documented() -> None:
+    """docs/inference-protocol.md has a row for each, with its datatype."""
+    page = (Path(__file__).parent.parent / "docs" / "inference-protocol.md").read_text()
+
+    for kind in (*INPUTS.values(), *OUTPUTS.values()):
+        assert f"| `{kind.name}` | `{kind.datatype}` |" in page
+    for mode in MODES:
+        assert f"`{mode}`" in page
 
 
 def test_the_default_pool_is_left_alone() -> None:
