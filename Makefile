@@ -58,14 +58,14 @@ types: $(VENV)/.dev ## mypy --strict on the product
 contracts: $(VENV)/.dev ## import-linter: which folder may import which
 	$(BIN)/lint-imports --no-cache
 
-proto: $(VENV)/.dev ## regenerate the committed stubs
+proto: $(VENV)/.dev ## regenerate the committed stubs and descriptor
 	$(BIN)/python proto/generate.py
 
-proto-drift: $(VENV)/.dev ## fail if the committed stubs are not what the .proto files generate
+proto-drift: $(VENV)/.dev ## fail if the committed ones are not what the .proto files generate
 	$(BIN)/python proto/generate.py --check
 
 bench: $(VENV)/.dev ## every benchmark; writes its tables into docs/benchmarks.md
 	$(BIN)/python benchmarks/all.py
 
 clean: ## remove what make made
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .cache build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

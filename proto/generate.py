@@ -1,4 +1,4 @@
-"""Generates the committed stubs in `prunewatch/v1` from the .proto files there.
+"""Generates the committed stubs of `prunewatch/v1` and the descriptor of `prunewatch/inference` from the .proto files.
 
 `python proto/generate.py` writes them; with `--check` it writes nothing and exits 1 when the committed ones differ.
 """
@@ -20,13 +20,16 @@ ROOT = Path(__file__).resolve().parent
 PACKAGE = Path("prunewatch/v1")
 SCRIPTS = Path(sys.executable).parent  # of this environment, which need not be the active one
 MYPY = ("mypy", "mypy_grpc")
-STUBS = ("*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py", "*_pb2_grpc.pyi")
+STUBS = tuple(str(PACKAGE / kind) for kind in ("*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py", "*_pb2_grpc.pyi"))
+# Of the Open Inference Protocol only the descriptor: prunewatch.inference says why there are no stubs.
+INFERENCE = Path("prunewatch/inference/inference.proto")
+DESCRIPTOR = INFERENCE.with_suffix(".binpb")
 # The same file under the name everybody imports it by: googleapis-common-protos ships it as operations_proto.proto.
 OPERATIONS = ("google/longrunning/operations_proto.proto", "google/longrunning/operations.proto")
 
 
 def generate(out: Path) -> list[Path]:
-    """Writes the stubs below `out`; returns them.
+    """Writes the stubs and the descriptor below `out`; returns them.
 
     Raises:
         SystemExit: protoc refused a .proto file; it has said why.
@@ -47,10 +50,13 @@ def generate(out: Path) -> list[Path]:
         ]
         if protoc.main(arguments):
             sys.exit(1)
-    written = sorted(path for pattern in STUBS for path in (out / PACKAGE).glob(pattern))
+    written = sorted(path for pattern in STUBS for path in out.glob(pattern))
     for path in written:  # grpcio-tools leaves trailing blanks in places
         path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()).rstrip() + "\n")
-    return written
+    (out / DESCRIPTOR).parent.mkdir(parents=True)
+    if protoc.main(["protoc", f"-I{ROOT}", f"--descriptor_set_out={out / DESCRIPTOR}", str(ROOT / INFERENCE)]):
+        sys.exit(1)
+    return [*written, out / DESCRIPTOR]
 
 
 def main() -> None:
@@ -59,23 +65,24 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when the stubs are out of date")
     check = parser.parse_args().check
     with tempfile.TemporaryDirectory() as folder:
-        written = generate(Path(folder))
-        names = {path.name for path in written}
-        committed = {path.name for pattern in STUBS for path in (ROOT / PACKAGE).glob(pattern)}
+        names = {str(path.relative_to(folder)) for path in generate(Path(folder))}
+        committed = {
+            str(path.relative_to(ROOT)) for pattern in (*STUBS, str(DESCRIPTOR)) for path in ROOT.glob(pattern)
+        }
         stale = sorted(
             name
             for name in names | committed
             if name not in names
             or name not in committed
-            or not filecmp.cmp(Path(folder) / PACKAGE / name, ROOT / PACKAGE / name, shallow=False)
+            or not filecmp.cmp(Path(folder) / name, ROOT / name, shallow=False)
         )
         if check and stale:
             sys.exit(f"out of date: {', '.join(stale)}. Run `make proto`.")
         if not check:
             for name in committed - names:
-                (ROOT / PACKAGE / name).unlink()
-            for path in written:
-                shutil.copyfile(path, ROOT / PACKAGE / path.name)
+                (ROOT / name).unlink()
+            for name in names:
+                shutil.copyfile(Path(folder) / name, ROOT / name)
 
 
 if __name__ == "__main__":

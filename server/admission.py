@@ -8,12 +8,21 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any
+
+import grpc
+import grpc.aio
 
 from detectors.errors import OverloadedError
 
-EXEMPT = ("/grpc.health.", "/grpc.reflection.")
+EXEMPT = ("/grpc.health.", "/grpc.reflection.", "/inference.GRPCInferenceService/Server")
+"""What asks whether this process lives, and what it offers."""
+SLOW_READER = (
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "The answers of this stream were not read. Read them while you send, and open it again.",
+)
 LEAST_DELAY, LONGEST_DELAY = 0.05, 5.0
 SMOOTHING = 0.05
 
@@ -79,10 +88,17 @@ class Writer:
         is_slow: It was ended because nobody read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         self.since = 0.0
         self.is_slow = False
+        self._context = context
         self._task = asyncio.current_task()
+
+    async def write(self, response: Any) -> None:
+        """Sends an answer."""
+        self.since = time.monotonic()
+        await self._context.write(response)
+        self.since = 0.0
 
     def end(self) -> None:
         """Ends the stream."""
@@ -104,13 +120,18 @@ class SlowReaders:
         self._ended = ended
         self._writers: set[Writer] = set()
 
-    @contextmanager
-    def watched(self) -> Iterator[Writer]:
-        """While a stream answers, from its own task."""
-        writer = Writer()
+    @asynccontextmanager
+    async def answering(self, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Writer]:
+        """While a stream answers, from its own task and through the writer."""
+        writer = Writer(context)
         self._writers.add(writer)
         try:
             yield writer
+        except asyncio.CancelledError:
+            if writer.is_slow:  # what it has not read may keep its end from it for ever; nobody waits for that
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(context.abort(*SLOW_READER), 1.0)
+            raise
         finally:
             self._writers.discard(writer)
 

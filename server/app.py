@@ -16,6 +16,7 @@ from server.config import HUB, Settings
 from server.detectors_service import DetectorServicer
 from server.feedback_service import FeedbackServicer
 from server.host import Host
+from server.inference_service import inference_service
 from server.listener import Listener, Register, until_asked_to_stop
 from server.maintenance import Maintenance
 from server.metrics import Metrics
@@ -119,8 +120,10 @@ class Hub:
         pruning = PruningServicer(self.roster, self.maintenance, self.operations)
         operations = OperationsServicer(self.operations, self.maintenance)
         feedback = FeedbackServicer(self.roster)
+        limit = self.settings.max_message_bytes
         return [
             scoring_service(self.host, self.metrics, self.listener.slow_readers),
+            inference_service(self.host, self.metrics, self.listener, limit),
             (
                 "prunewatch.v1.DetectorService",
                 lambda server: detectors_pb2_grpc.add_DetectorServiceServicer_to_server(detectors, server),

@@ -15,6 +15,7 @@ from detectors.served import Served
 from server.archive import unpack_bundle
 from server.config import DetectorConfig, Settings, load_settings
 from server.host import Host
+from server.inference_service import inference_service
 from server.listener import Listener, until_asked_to_stop
 from server.metrics import Metrics
 from server.scoring import scoring_service
@@ -59,7 +60,13 @@ class Edge:
         self.metrics.detector_info.labels(
             *labels, str(manifest.version), self._bundle.hash[:12], manifest.network.kind
         ).set(1)
-        await self.listener.start([scoring_service(self.host, self.metrics, self.listener.slow_readers)])
+        limit = self._settings.max_message_bytes
+        await self.listener.start(
+            [
+                scoring_service(self.host, self.metrics, self.listener.slow_readers),
+                inference_service(self.host, self.metrics, self.listener, limit),
+            ]
+        )
         logger.info("serving %s version %d on %s", manifest.detector, manifest.version, self._settings.listen)
 
     async def stop(self) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Sequence
 import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from detectors.errors import PreconditionError
 from server.admin import Admin
@@ -19,6 +18,7 @@ from server.config import Settings, split_address
 from server.host import Host
 from server.interceptors import Guard
 from server.metrics import Metrics
+from server.reflection import enable_reflection
 
 KEEPALIVE_MS = 60_000
 PENDING_CALLS = 10_000
@@ -64,6 +64,11 @@ class Listener:
         """The HTTP port that was bound."""
         return self._admin.port
 
+    @property
+    def ready(self) -> bool:
+        """Whether it serves: not before it has begun, nor while it drains."""
+        return self._ready
+
     async def start(self, services: Sequence[tuple[str, Register]]) -> None:
         """Begins to serve.
 
@@ -77,7 +82,7 @@ class Listener:
             register(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [name for name, _ in services]
-        reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
+        enable_reflection([*names, health.SERVICE_NAME], self._server)
         try:
             self.port = self._server.add_insecure_port(self._settings.listen)
         except RuntimeError:

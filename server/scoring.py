@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Any
 
 import grpc.aio
@@ -29,10 +28,6 @@ from server.tracks import Index
 
 MAX_POINTS = 65_536  # of one message; a longer one of one series would be that many steps
 MAX_FEATURES = 4096
-SLOW_READER = (
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    "The answers of this stream were not read. Read them while you send, and open it again.",
-)
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -60,14 +55,9 @@ class ScoringServicer(ScoringServiceServicer):
 
     async def ScoreStream(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
         """Messages of points, each answered once, in order."""
-        with self._slow_readers.watched() as writer, ExitStack() as open_calls:
-            try:
+        async with self._slow_readers.answering(context) as writer:
+            with ExitStack() as open_calls:
                 await self._stream(context, writer, open_calls)
-            except asyncio.CancelledError:
-                if writer.is_slow:  # what it has not read may keep its end from it for ever; nobody waits for that
-                    with suppress(TimeoutError):
-                        await asyncio.wait_for(context.abort(*SLOW_READER), 1.0)
-                raise
 
     async def _stream(self, context: Context, writer: Writer, open_calls: ExitStack) -> None:
         session: Session | None = None
@@ -84,9 +74,7 @@ class ScoringServicer(ScoringServiceServicer):
                     open_calls.enter_context(session.hosted.stepper.calling())
             except Exception as error:  # noqa: BLE001  (the stream goes on; status_of logs what was not expected)
                 response = pb.ScoreStreamResponse(sequence=sequence, error=status_of(error))
-            writer.since = time.monotonic()
-            await context.write(response)
-            writer.since = 0.0
+            await writer.write(response)
             self._message_seconds.observe(time.perf_counter() - began)
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:

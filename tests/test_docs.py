@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from detectors.errors import PrunewatchError
 from detectors.stamps import Status
+from prunewatch import inference
 from prunewatch.v1 import detectors_pb2, feedback_pb2, pruning_pb2, scoring_pb2
 from server import config, loop_settings
 from server.cli import app
@@ -43,6 +44,7 @@ SERVICES = (
     *detectors_pb2.DESCRIPTOR.services_by_name.values(),
     *pruning_pb2.DESCRIPTOR.services_by_name.values(),
     *feedback_pb2.DESCRIPTOR.services_by_name.values(),
+    inference.SERVICE,
 )
 
 

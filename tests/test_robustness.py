@@ -7,6 +7,7 @@ import random
 
 import grpc
 import grpc.aio
+import numpy as np
 import pytest
 from conftest import NOW, publish
 from google.longrunning import operations_pb2
@@ -14,8 +15,10 @@ from google.protobuf import descriptor_pool
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from graphs import ewma_bundle
+from inference_calls import infer_request
 
 from detectors.stamps import Status
+from prunewatch import inference
 from prunewatch.v1 import detectors_pb2, pruning_pb2, scoring_pb2
 from server.app import Hub
 from server.statuses import UNEXPECTED
@@ -42,7 +45,8 @@ def methods() -> list[tuple[str, object]]:
     """Path and descriptor of every RPC."""
     assert operations_pb2.Operation
     pool = descriptor_pool.Default()
-    return [(f"/{name}/{it.name}", it) for name in SERVICES for it in pool.FindServiceByName(name).methods]
+    services = [*map(pool.FindServiceByName, SERVICES), inference.SERVICE]
+    return [(f"/{service.full_name}/{it.name}", it) for service in services for it in service.methods]
 
 
 def good_request(kind: type[Message]) -> Message:
@@ -55,6 +59,7 @@ def good_request(kind: type[Message]) -> Message:
         "FitDetectorFromUploadRequest": detectors_pb2.FitDetectorFromUploadRequest(points=points),
         "PruneFromUploadRequest": pruning_pb2.PruneFromUploadRequest(points=points),
         "CreateDetectorRequest": detectors_pb2.CreateDetectorRequest(detector_id="fan"),
+        "ModelInferRequest": infer_request("pump", values=np.ones((2, 2), np.float32), series=["a", "b"], id="1"),
     }
     if (request := known.get(kind.DESCRIPTOR.name)) is not None:
         return request
@@ -80,19 +85,20 @@ def mutated(raw: bytes, rng: random.Random) -> bytes:
 
 
 async def call(channel: grpc.aio.Channel, path: str, method, raw: bytes) -> tuple[grpc.StatusCode, str]:
-    """How a call with one raw message ends."""
+    """How a call with one raw message ends, and the words of its error; for streams also those of their messages."""
     kind = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
     request = iter([raw]) if method.client_streaming else raw
     running = getattr(channel, kind)(path)(request, timeout=0.5)
+    words = ""
     try:
         if method.server_streaming:
-            async for _ in running:
-                pass
+            async for answer in running:
+                words += answer.decode("latin-1").replace("google.rpc.ErrorInfo", "")
         else:
             await running
     except grpc.aio.AioRpcError as error:
-        return error.code(), error.details() or ""
-    return grpc.StatusCode.OK, ""
+        return error.code(), words + (error.details() or "")
+    return grpc.StatusCode.OK, words
 
 
 @pytest.mark.promise("I4")

@@ -29,6 +29,8 @@ def serve(
 ) -> None:
     """Run the hub: score points sent over gRPC, and keep the detectors inside their budgets.
 
+    Clients of Triton and KServe can score on the same address: a detector is a model, a sequence_id a series.
+
     Settings come from the file, then from the environment (PRUNEWATCH__LISTEN=...), then from here. SIGTERM lets calls
     end before it stops.
 
