@@ -26,6 +26,8 @@ from prunewatch.v1 import scoring_pb2 as pb
 MAX_MESSAGE_BYTES = 64 << 20
 LOST = "UNAVAILABLE"
 """Code of a stream that has ended without saying why."""
+_WRITTEN_TOO_LATE = "Internal error from Core"
+"""What grpcio makes of a write to a stream that is just ending, instead of the status that is on its way."""
 _SERVICE = "/prunewatch.v1.ScoringService"
 _STAMPS = pb.ScoreRequest.DESCRIPTOR.fields_by_name["stamps"].number << 3 | 2  # packed: a length, then the bytes
 _POINTS = pb.ScoreStreamRequest.DESCRIPTOR.fields_by_name["points"].number << 3 | 2
@@ -161,8 +163,10 @@ class PreparedStream:
 
     async def ended(self) -> Reply:
         """Why the stream has ended, as an error."""
-        code = (await self._call.code()).name
-        return Reply(code=LOST if code == "OK" else code, problem=await self._call.details() or "the stream has ended")
+        code, details = (await self._call.code()).name, await self._call.details() or ""
+        if code == "OK" or details == _WRITTEN_TOO_LATE:
+            return Reply(code=LOST, problem="the stream has ended.")
+        return Reply(code=code, problem=details)
 
     def cancel(self) -> None:
         """Ends it at once."""

@@ -50,8 +50,9 @@ def swept(found: Sweep) -> dict[str, Any]:
     knee = found.knee
     return {
         "limit_seconds": found.limit_seconds,
-        "knee_points_per_second": None if knee is None else knee.rate,
+        "knee_points_per_second": None if knee is None else knee.outcome.offered_rate,
         "bracketed": found.is_bracketed,
+        "client_limit": found.client_limit,
         "steps": [
             {"rate": it.rate, "kept": not it.reason, "reason": it.reason, **described(it.outcome)}
             for it in sorted(found.steps, key=lambda it: it.rate)

@@ -53,6 +53,12 @@ class Sweep:
         """Whether a rate was too much for the service; else it can do more than the highest that was tried."""
         return any(it.reason and not it.outcome.client_limit for it in self.steps)
 
+    @property
+    def client_limit(self) -> str:
+        """Why the lowest rate that was too much may have been so for this program only; empty: it was not."""
+        missed = min((it for it in self.steps if it.reason), key=lambda it: it.rate, default=None)
+        return "" if missed is None else missed.outcome.client_limit
+
 
 def too_much(outcome: Outcome, limit_seconds: float) -> str:
     """Why a rate was too much; empty: it was kept."""
@@ -83,8 +89,8 @@ async def sweep(measure: Callable[[float], Awaitable[Outcome]], first: float, li
     kept, missed, rate = 0.0, math.inf, first
     while len(steps) < MOST_STEPS:
         outcome = await measure(rate)
-        if outcome.interrupted:
-            break
+        if outcome.interrupted or (steps and not outcome.measured.due):
+            break  # the latter: so low a rate that no message was due
         steps.append(Step(rate, outcome, too_much(outcome, limit_seconds)))
         if steps[-1].reason:
             missed = min(missed, rate)

@@ -53,9 +53,9 @@ def _headline(found: Mapping[str, Any], run: Mapping[str, Any]) -> str:
 
 def load_text(load: Mapping[str, Any]) -> str:
     """What was sent, in words."""
-    size = load["series"] * load["points"]
     kind = "LIVE" if load["live"] else "EPHEMERAL"
-    of = f"{load['series']:,} series x {load['points']:,} points" if size > 1 else "1 point"
+    each = "1 point" if load["points"] == 1 else f"{load['points']:,} points"
+    of = each if load["series"] == 1 else f"{load['series']:,} series x {each}"
     way = "calls" if load["unary"] else "streams"
     if load["rate"] is None:
         return f"a closed loop, {load['concurrency']:,} {'callers' if load['unary'] else way}, messages of {of}, {kind}"
@@ -166,8 +166,8 @@ def _sweep(found: Mapping[str, Any]) -> None:
     out.print(Text(f"Each row is {first['seconds']:.3g} s of {load_text(first['load'])}."))
     if not sweep["bracketed"]:
         out.print(_warning("no rate was too much for the service: it can do more than was tried"))
-    if limits := sorted({it["client"]["limit"] for it in sweep["steps"] if it["client"]["limit"]}):
-        out.print(_warning(f"{limits[-1]}: the service may be faster than this"), soft_wrap=True)
+    if sweep["client_limit"]:
+        out.print(_warning(f"{sweep['client_limit']}: the service may be faster than this"), soft_wrap=True)
     if found["interrupted"]:
         out.print(_warning("it was interrupted"))
 
