@@ -219,6 +219,22 @@ async def test_messages_that_nobody_answers_count_with_the_time_they_waited() ->
         assert measured.from_due.smallest >= 0.3
 
 
+@pytest.mark.parametrize("unary", [False, True])
+async def test_a_load_is_held_back_before_it_takes_all_memory(unary: bool) -> None:
+    """Only so many messages may be without an answer; what was due meanwhile was not sent, and that is said."""
+    load = Load(rate=500, unary=unary, duration=0.5, warm_up=0, timeout=1)
+    messages = Messages(load, "pump", random_walk(8, 1, 2, 0), stamped=False, prefix="x-")
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as silent:
+        async with prepared.PreparedScoring(f"127.0.0.1:{silent.getsockname()[1]}") as scoring:
+            outcome = await Run(scoring, load, messages, most_outstanding=20).run()
+
+    measured = outcome.measured
+    assert outcome.held
+    assert measured.sent <= 20
+    assert measured.unsent > 0
+    assert accounted(measured)
+
+
 # asking for a detector
 
 
@@ -232,7 +248,7 @@ async def test_the_only_detector_needs_no_name(pump: Hub) -> None:
             pass
 
     assert (target.detector, target.features, target.network, target.stamped) == ("pump", ("f1", "f2"), "lstm", True)
-    assert [it["p50_seconds"] for it in target.steps] == [1e-4]
+    assert (target.version, [it["p50_seconds"] for it in target.steps]) == (1, [1e-4])
     assert caught.value.field == "DETECTOR"
 
 

@@ -85,6 +85,19 @@ def test_messages_that_a_full_connection_holds_back_wait_from_when_they_were_due
     assert _slower(measured.from_sent, STALL_SECONDS / 2) < _slower(measured.from_due, STALL_SECONDS / 2)
 
 
+@pytest.mark.slow
+def test_calls_are_given_up_after_the_timeout_and_count_as_slow(server) -> None:
+    """A call without an answer ends with its deadline, is an error, and its latency is the time it had waited."""
+    load = Load(rate=100, arrivals="constant", unary=True, duration=3, warm_up=0, timeout=0.3)
+
+    measured = run_precisely(stalled(*server, load)).measured
+
+    assert set(measured.errors) == {"DEADLINE_EXCEEDED"}
+    assert measured.open_ended == measured.failed > 0.5 * 100 * (STALL_SECONDS - 0.3)
+    assert measured.scored + measured.failed == measured.from_due.count == 300
+    assert measured.from_due.largest >= 0.3
+
+
 async def stalled(address: str, process: subprocess.Popen[bytes], load: Load) -> Outcome:
     """What comes of a load while which the server stands still for a second."""
     async with connected(address) as bench:
@@ -114,7 +127,7 @@ def test_a_run_prints_its_tables_and_writes_json_and_picture(server, prunewatch,
     found = json.loads(file.read_text())
     run = found["run"]
     assert code == 0, err
-    assert (found["detector"], found["network"], found["interrupted"]) == ("pump", "lstm", False)
+    assert (found["detector"], found["version"], found["interrupted"]) == ("pump", 1, False)
     assert found["step_seconds"] == [{"batch": 256, "p50_seconds": 1e-4, "p99_seconds": 2e-4}]
     assert run["messages"]["due"] == run["messages"]["scored"] > 0
     assert run["statuses"]["ok"] <= 4 * run["messages"]["scored"] == sum(run["statuses"].values())

@@ -11,11 +11,14 @@ series), a body (values) and stamps, each encoded once, without building a messa
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+import grpc
 import grpc.aio
 import numpy as np
 from google.rpc import code_pb2
@@ -124,10 +127,14 @@ class PreparedScoring:
 
     async def score(self, request: bytes, within_seconds: float | None = None) -> Reply:
         """The answer to one request; an error, also that it took too long, is a reply with a `code`."""
+        began = time.monotonic()
         try:
             return _reply(pb.ScoreResponse.FromString(await self._score(request, timeout=within_seconds)))
         except grpc.aio.AioRpcError as error:
-            return Reply(code=error.code().name, problem=error.details() or "")
+            code = error.code()
+            if code is grpc.StatusCode.CANCELLED and time.monotonic() - began >= (within_seconds or math.inf):
+                code = grpc.StatusCode.DEADLINE_EXCEEDED  # the service was a little faster to end it than we were
+            return Reply(code=code.name, problem=error.details() or "")
 
     def stream(self) -> PreparedStream:
         """Opens a stream; nothing is sent yet."""

@@ -66,6 +66,7 @@ def target_json(address: str, target: Target) -> dict[str, Any]:
         "server": address,
         "detector": target.detector,
         "network": target.network,
+        "version": target.version,
         "step_seconds": [{key: it[key] for key in ("batch", "p50_seconds", "p99_seconds")} for it in target.steps],
     }
 

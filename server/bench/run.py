@@ -21,11 +21,12 @@ from server.bench.outcome import Outcome
 from server.bench.tally import Book, clock
 from server.quantities import format_duration
 
-MAX_OUTSTANDING = 65_536
-"""Messages without an answer, from where on the load is held back: this program's memory is bounded."""
+MAX_DEALT, MAX_CALLS = 65_536, 4096
+"""Messages of streams, and calls, without an answer, from where on the load is held back: a queued message takes a few
+bytes of this program's memory, a call some ten thousand."""
 HURRY_SECONDS = 1.0  # how long answers are waited for after an interruption
 SLACK_SECONDS = 0.25  # after the end, for messages that were due just before it
-BURST = 64  # messages that are dealt out before others get their turn
+BURST = 16  # messages that are dealt out before others get their turn
 TICK_SECONDS = 0.5
 POLL_SECONDS = 0.01
 Progress = Callable[[str, float, str], None]
@@ -47,15 +48,22 @@ class Run:
         load: What to send.
         messages: Its bytes.
         report: Told of progress twice a second.
+        most_outstanding: Messages without an answer, from where on an open loop is held back.
     """
 
     def __init__(
-        self, scoring: PreparedScoring, load: Load, messages: Messages, report: Progress | None = None
+        self,
+        scoring: PreparedScoring,
+        load: Load,
+        messages: Messages,
+        report: Progress | None = None,
+        most_outstanding: int | None = None,
     ) -> None:
         self._scoring = scoring
         self._load = load
         self._messages = messages
         self._report = report
+        self._most = most_outstanding or (MAX_CALLS if load.unary else MAX_DEALT)
         self._book = Book(load.warm_up, load.duration)
         self._tasks: list[asyncio.Task[None]] = []
         self._pacing: asyncio.Task[None] | None = None
@@ -139,12 +147,12 @@ class Run:
             awake += 1
             if awake % BURST == 0:
                 await asyncio.sleep(0)
-            while book.outstanding >= MAX_OUTSTANDING and clock() < book.end:
+            while book.outstanding >= self._most and clock() < book.end:
                 held = self._held = True
                 await asyncio.sleep(POLL_SECONDS)
             now = clock()
             book.due(due, None if held else now - due)
-            if now > book.end + SLACK_SECONDS or book.outstanding > MAX_OUTSTANDING:
+            if now > book.end + SLACK_SECONDS or book.outstanding > self._most:
                 book.give_up(due, None, now)
             else:
                 deals[count % len(deals)](due)

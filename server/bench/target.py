@@ -26,6 +26,7 @@ class Target:
         features: Columns in its order; None: a device does not tell.
         stamped: Whether LIVE points need stamps.
         network: What kind it is; empty: a device does not tell.
+        version: What serves on the hub; None: a device does not tell.
         steps: Times of a step of what serves, as they were measured: `batch`, `p50_seconds`, `p99_seconds`.
     """
 
@@ -33,6 +34,7 @@ class Target:
     features: tuple[str, ...] | None
     stamped: bool
     network: str
+    version: int | None
     steps: tuple[Mapping[str, Any], ...]
 
 
@@ -54,8 +56,14 @@ async def find(client: Client, detector: str | None) -> Target:
     if not found["served"]:
         raise PreconditionError(f"{found['name']!r} is still learning.", field="DETECTOR", hint="Fit it first.")
     versions = await client.versions(found["name"])
+    serves: Mapping[str, Any] = next((it for it in found["served"] if it["device_class"] == HUB), {})
     return Target(
-        found["name"], tuple(found["features"]), found["time"] == "stamp", found["network"], _steps(found, versions)
+        found["name"],
+        tuple(found["features"]),
+        found["time"] == "stamp",
+        found["network"],
+        serves.get("version"),
+        _steps(serves.get("bundle_hash"), versions),
     )
 
 
@@ -78,7 +86,7 @@ def _device(detector: str | None) -> Target:
         raise InvalidInputError(
             "this is a device, which does not list its detectors.", field="DETECTOR", hint="Name the one it serves."
         )
-    return Target(detector, None, stamped=True, network="", steps=())
+    return Target(detector, None, stamped=True, network="", version=None, steps=())
 
 
 def _only(known: list[dict[str, Any]]) -> dict[str, Any]:
@@ -92,9 +100,8 @@ def _only(known: list[dict[str, Any]]) -> dict[str, Any]:
     )
 
 
-def _steps(detector: Mapping[str, Any], versions: list[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+def _steps(bundle_hash: str | None, versions: list[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
     """What was measured of the bundle that serves on the hub."""
-    serves = next((it["bundle_hash"] for it in detector["served"] if it["device_class"] == HUB), None)
     bundles = (bundle for it in versions for bundle in (it["parent"], *it["children"].values()))
-    found: list[Mapping[str, Any]] = next((it["measurements"] for it in bundles if it["hash"] == serves), [])
+    found: list[Mapping[str, Any]] = next((it["measurements"] for it in bundles if it["hash"] == bundle_hash), [])
     return tuple(it for it in found if it["device_class"] == HUB)

@@ -39,7 +39,7 @@ def _run(found: Mapping[str, Any]) -> None:
 
 
 def _headline(found: Mapping[str, Any], run: Mapping[str, Any]) -> str:
-    versions = ", ".join(run["versions"]) or "-"
+    versions = ", ".join(run["versions"]) or found["version"] or "-"  # several: one took over from another meanwhile
     parts = [f"{found['detector']} on {found['server']}: {found['network'] or 'a device'}, version {versions}"]
     if run["versions"]:
         parts.append(f"threshold {run['threshold']:.4g}")
