@@ -100,9 +100,10 @@ def test_calls_are_given_up_after_the_timeout_and_count_as_slow(server) -> None:
 
 async def stalled(address: str, process: subprocess.Popen[bytes], load: Load) -> Outcome:
     """What comes of a load while which the server stands still for a second."""
+    begun = asyncio.Event()
     async with connected(address) as bench:
-        running = asyncio.create_task(bench.measure(load))
-        await asyncio.sleep(0.5)
+        running = asyncio.create_task(bench.measure(load, lambda *_: begun.set()))
+        await begun.wait()
         process.send_signal(signal.SIGSTOP)
         try:
             await asyncio.sleep(STALL_SECONDS)
