@@ -18,6 +18,7 @@ from conftest import eventually, hub_settings, publish
 from graphs import ewma_bundle
 from hypothesis import given
 from hypothesis import strategies as st
+from test_client import imported_by
 from test_metrics import key, samples
 
 from detectors.errors import PrunewatchError
@@ -438,8 +439,14 @@ def test_refusals_are_in_no_latency_and_deadlines_are() -> None:
 
     assert tally.errors == Counter({"RESOURCE_EXHAUSTED": 1, "DEADLINE_EXCEEDED": 1})
     assert (tally.shed, tally.open_ended, tally.unsent) == (1, 2, 1)
-    assert (tally.from_due.count, tally.from_due.largest) == (2, 7.0)
+    assert (tally.from_due.count, tally.from_due.smallest, tally.from_due.largest) == (2, 3.0, 7.0)
     assert (tally.from_sent.count, tally.from_sent.largest) == (1, 2.0)
+
+
+@pytest.mark.parametrize("module", ["prunewatch.prepared", "server.bench.session, server.bench.described"])
+def test_it_runs_on_the_base_install(module: str) -> None:
+    """Neither bytes nor loads need what fits, keeps or draws."""
+    assert not imported_by(module) & {"torch", "pandas", "pyarrow", "matplotlib", "sqlalchemy", "onnx"}
 
 
 async def test_an_unreachable_server_is_said_at_once(unused_tcp_port: int) -> None:
