@@ -14,6 +14,7 @@ from rich.text import Text
 from detectors.errors import PrunewatchError
 from server.commands.anomalies import anomalies
 from server.commands.backup import backup, restore
+from server.commands.bench import bench
 from server.commands.cycles import cycles
 from server.commands.doctor import doctor
 from server.commands.edge import edge, export
@@ -38,7 +39,7 @@ INTERRUPTED = 130
 PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
     "Detect": (fit, tune, score, plot, anomalies, feedback, maintenance, show),
     "Shrink": (prune, frontier, cycles, simulate, report, rollback, pin, unpin, freeze, unfreeze, delete),
-    "Run": (serve, validate, doctor, backup, restore, healthcheck, edge, export, demo),
+    "Run": (serve, validate, bench, doctor, backup, restore, healthcheck, edge, export, demo),
 }
 
 app = typer.Typer(

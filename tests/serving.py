@@ -14,6 +14,13 @@ from pathlib import Path
 @contextmanager
 def served(root: Path, log: Path) -> Iterator[str]:
     """The address of a server on the store `root`; it ends well, or the test fails with what it logged."""
+    with serving(root, log) as (address, _):
+        yield address
+
+
+@contextmanager
+def serving(root: Path, log: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The same, with the process."""
     with socket.socket() as free, socket.socket() as other:
         free.bind(("127.0.0.1", 0))
         other.bind(("127.0.0.1", 0))
@@ -26,7 +33,7 @@ def served(root: Path, log: Path) -> Iterator[str]:
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    yield listen
+    yield listen, process
     process.terminate()
     assert process.wait(30) == 0, log.read_text()
 
