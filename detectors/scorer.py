@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from detectors.runtime import FloatArray, State
 from detectors.series import Rows, SeriesTable, Slots, extended, listed
 from detectors.served import Served
-from detectors.shelf import Label, Shelf, Shelved
+from detectors.shelf import GONE, Label, Shelf, Shelved
 from detectors.stamps import NO_STAMP, StampPolicy, Status, judge
 from detectors.successor import Successor, replay_of
 
@@ -233,13 +233,22 @@ class Scorer:
         self._fresh(slots)
 
     def let_go(self, slots: Slots) -> None:
-        """Forgets series; a point that comes later begins a new one."""
-        names = [self.series.name(slot) for slot in slots.tolist()]
-        self._fresh(slots)
-        self.series.let_go(slots)
-        self._saves()[slots] = -1
+        """Forgets series; a point that comes later begins a new one.
+
+        Raises:
+            OSError: the shelf can not be written; nothing has changed.
+        """
+        series = self.series
         if self._shelf is not None:
-            self._shelf.remove(names)
+            self._turn += 1
+            gone = [
+                Label(series.name(slot), int(series.last_stamp[slot]), GONE, float(series.heard[slot]), self._turn)
+                for slot in slots.tolist()
+            ]
+            self._shelf.let_go(gone)
+        self._fresh(slots)
+        series.let_go(slots)
+        self._saves()[slots] = -1
 
     def _fresh(self, slots: Slots) -> None:
         seats = self.series.seat[slots]
@@ -415,6 +424,8 @@ class Scorer:
 
     def _is_behind(self, label: Label) -> bool:
         known = self.series.known([label.name])
+        if label.seen == GONE:
+            return False
         return not len(known) or int(self.series.last_stamp[known[0]]) < label.last_stamp
 
     # moving on

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+GONE = -1
+
 
 @dataclass(frozen=True, slots=True)
 class Shelved:
@@ -38,7 +40,11 @@ class Shelved:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What stands on the outside of a series on the shelf; fields as of `Shelved`."""
+    """What stands on the outside of a series on the shelf; fields as of `Shelved`.
+
+    Of a series that was let go a label is left, with `seen` = `GONE`: whoever knows its old points from elsewhere must not
+    bring it back.
+    """
 
     name: str
     last_stamp: int
@@ -56,11 +62,11 @@ class Shelf(Protocol):
     def get(self, names: Sequence[str]) -> list[Shelved]:
         """Those of the series that are there."""
 
-    def remove(self, names: Sequence[str]) -> None:
-        """Forgets series."""
+    def let_go(self, labels: Sequence[Label]) -> None:
+        """Forgets series but for these labels; OSError when that can not be written."""
 
     def clear(self) -> None:
         """Forgets all."""
 
     def labels(self) -> Iterator[Label]:
-        """Of everything that is there, the one that was heard of last first."""
+        """Of everything that is there or was let go, the one that was heard of last first."""

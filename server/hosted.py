@@ -177,8 +177,8 @@ class HostedDetector:
             PreconditionError: the detector can not score, or its features are not known yet.
         """
         if not ephemeral:
-            return Track(self._live)
-        alone = self._fresh(self._live().served, alone=True)
+            return Track(self.live)
+        alone = self._fresh(self.live().served, alone=True)
 
         def scorer() -> Scorer:
             self._require_present()
@@ -190,7 +190,13 @@ class HostedDetector:
         if self.deleted:
             raise NotFoundError(f"detector {self.name!r} was deleted.", field="detector")
 
-    def _live(self) -> Scorer:
+    def live(self) -> Scorer:
+        """What scores LIVE points.
+
+        Raises:
+            NotFoundError: the detector was deleted.
+            PreconditionError: it can not score, or its features are not known yet.
+        """
         self._require_present()
         if self.problem:
             raise PreconditionError(
@@ -393,20 +399,20 @@ class HostedDetector:
 
     async def forget(self, names: Sequence[str]) -> int:
         """Forgets series: their stamps, state and points in memory; returns how many there were."""
-        return await self._let_go(self._live().series.known(names))
+        return await self._let_go(self.live().series.known(names))
 
     async def _let_go(self, slots: NDArray[np.int64]) -> int:
         async with self._shelving:
             if len(slots):
                 self.stepper.drain()  # what waits knows its series by their slots
-                self._live().let_go(slots)
+                self.live().let_go(slots)
         return len(slots)
 
     async def restart(self, names: Sequence[str]) -> int:
         """Lets series warm up again, their stamps go on; returns how many there are."""
         async with self._shelving:
-            slots = self._live().series.known(names)
-            self._live().begin_anew(slots)
+            slots = self.live().series.known(names)
+            self.live().begin_anew(slots)
         return len(slots)
 
     # changing versions

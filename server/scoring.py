@@ -23,6 +23,7 @@ from server.hosted import HostedDetector, Outcome
 from server.interceptors import readable
 from server.metrics import Metrics
 from server.names import detector_id
+from server.series_messages import required, series_page
 from server.statuses import status_of
 from server.tracks import Index
 
@@ -97,6 +98,23 @@ class ScoringServicer(ScoringServiceServicer):
         if self._host.anomalies is None:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "A device keeps no anomalies; ask the hub, or Watch.")
         return page_message(request, await self._host.anomalies.find(query))
+
+    async def ListSeries(self, request: pb.ListSeriesRequest, context: Context) -> pb.ListSeriesResponse:
+        """A page of series, by name."""
+        return series_page(self._hosted(request.parent).live(), request)
+
+    async def ResetSeries(self, request: pb.ResetSeriesRequest, context: Context) -> pb.ResetSeriesResponse:
+        """Lets series warm up again."""
+        hosted = self._hosted(request.parent)
+        return pb.ResetSeriesResponse(count=await hosted.restart(required(request.series)))
+
+    async def DeleteSeries(self, request: pb.DeleteSeriesRequest, context: Context) -> pb.DeleteSeriesResponse:
+        """Forgets series."""
+        hosted = self._hosted(request.parent)
+        return pb.DeleteSeriesResponse(count=await hosted.forget(required(request.series)))
+
+    def _hosted(self, parent: str) -> HostedDetector:
+        return self._host.get(detector_id(parent, "parent"))
 
     def _begin(self, request: pb.ScoreRequest) -> Session:
         name = detector_id(request.detector, "detector")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -18,6 +19,8 @@ from server.layout import SERIES
 
 NAMES_AT_ONCE = 500  # SQLite takes 999 variables everywhere
 ASIDE = ".damaged"
+GONE_SECONDS = 90 * 86400.0
+"""After so long nobody remembers what was let go."""
 COLUMNS = "name, last_stamp, seen, heard, bundle_hash, state, ring, turn"
 _MAKE = """
 CREATE TABLE IF NOT EXISTS series (
@@ -71,19 +74,15 @@ class SeriesFile:
             try:
                 for first in range(0, len(names), NAMES_AT_ONCE):
                     some = names[first : first + NAMES_AT_ONCE]
-                    query = f"SELECT {COLUMNS} FROM series WHERE name IN ({','.join('?' * len(some))})"  # noqa: S608
+                    query = f"SELECT {COLUMNS} FROM series WHERE name IN ({','.join('?' * len(some))}) AND seen >= 0"  # noqa: S608
                     found += [Shelved(*row) for row in self._opened().execute(query, some)]
             except (sqlite3.Error, OSError):
                 logger.exception("%s can not be read; %d series begin anew", self._path, len(names) - len(found))
         return found
 
-    def remove(self, names: Sequence[str]) -> None:
-        """Forgets series; OSError when that can not be written."""
-        with self._lock:
-            try:
-                self._write("DELETE FROM series WHERE name = ?", [(name,) for name in names])
-            except sqlite3.Error as error:
-                raise OSError(f"{self._path} can not be written: {error}") from error
+    def let_go(self, labels: Sequence[Label]) -> None:
+        """Forgets series but for these labels; OSError when that can not be written."""
+        self.put([Shelved(it.name, it.last_stamp, it.seen, it.heard, "", b"", b"", it.turn) for it in labels])
 
     def clear(self) -> None:
         """Forgets all."""
@@ -91,12 +90,13 @@ class SeriesFile:
             self._put_aside(keep=False)
 
     def labels(self) -> Iterator[Label]:
-        """Of everything that is there, the one that was heard of last first; of a damaged file nothing."""
+        """Of everything that is there or was let go, the one heard of last first; of a damaged file nothing."""
         query = "SELECT name, last_stamp, seen, heard, turn FROM series ORDER BY heard DESC"
         with self._lock:
             if not self._path.exists():
                 return
             try:
+                self._write("DELETE FROM series WHERE seen < 0 AND heard < ?", [(time.time() - GONE_SECONDS,)])
                 rows = self._opened().execute(query).fetchall()
             except (sqlite3.Error, OSError):
                 logger.exception("%s is damaged; its series go on from the history", self._path)

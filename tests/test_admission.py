@@ -119,7 +119,7 @@ async def test_a_call_whose_time_is_over_is_not_begun(tmp_path: Path) -> None:
         )
         await long
         await asyncio.sleep(0.2)
-        series = hub.host.get("pump").track(ephemeral=False)._current().series
+        series = hub.host.get("pump").live().series
 
     assert {it.code() for it in late if isinstance(it, grpc.aio.AioRpcError)} == {grpc.StatusCode.DEADLINE_EXCEEDED}
     taken = sum(int(series.seen[slot]) for slot in series.known([f"late{i}" for i in range(5)]))

@@ -105,7 +105,7 @@ async def test_after_an_orderly_end_series_go_on_bit_by_bit(tmp_path: Path) -> N
     detectors = {"pump": {"features": FEATURES, "time": "index", "series_memory": limit}}
 
     def standing(hub: Hub) -> dict[str, tuple[object, ...]]:
-        scorer = hub.host.get("pump").track(ephemeral=False)._current()
+        scorer = hub.host.get("pump").live()
         found = {}
         for name in NAMES:  # those on disk come back for it
             (slot,) = slots = scorer.series.known([name])
@@ -125,7 +125,7 @@ async def test_after_an_orderly_end_series_go_on_bit_by_bit(tmp_path: Path) -> N
     await hub.stop()
     again = Hub(hub_settings(tmp_path, detectors=detectors), trainer=QUICK_TRAINER)
     await again.start()
-    seated = hub.host.get("pump").track(ephemeral=False)._current().series.seated
+    seated = hub.host.get("pump").live().series.seated
     after = standing(again)
     await again.stop()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from detectors.runtime import Runtime
 from detectors.scorer import Scored, Scorer
 from detectors.served import Served
-from detectors.shelf import Shelved
+from detectors.shelf import GONE, Shelved
 from detectors.stamps import StampPolicy, Status
 from detectors.training.export import step_graph
 from server.series_file import SeriesFile
@@ -35,7 +36,7 @@ class Clock:
     """Seconds that pass when somebody looks."""
 
     def __init__(self) -> None:
-        self.now = 1000.0
+        self.now = time.time()
 
     def __call__(self) -> float:
         """The next second."""
@@ -246,7 +247,8 @@ def test_a_series_that_is_let_go_leaves_nothing_behind(tmp_path: Path) -> None:
         score(small, [0, 1], 100 + 10 * turn, np.full((2, FEATURES), 5, np.float32))
     save(small)
     small.let_go(small.series.known(["s0", "nobody"]))
-    assert [it.name for it in small._shelf.labels()] == ["s1"]
+    assert {it.name: it.seen for it in small._shelf.labels()} == {"s0": GONE, "s1": 5}
+    assert [it.name for it in small._shelf.get(["s0", "s1"])] == ["s1"]
     fresh = Scorer(ewma(), ring_points=RING)
     for turn in range(4):
         row = np.full((1, FEATURES), turn, np.float32)

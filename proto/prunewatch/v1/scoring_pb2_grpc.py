@@ -56,6 +56,21 @@ class ScoringServiceStub:
                 request_serializer=prunewatch_dot_v1_dot_scoring__pb2.ListAnomaliesRequest.SerializeToString,
                 response_deserializer=prunewatch_dot_v1_dot_scoring__pb2.ListAnomaliesResponse.FromString,
                 _registered_method=True)
+        self.ListSeries = channel.unary_unary(
+                '/prunewatch.v1.ScoringService/ListSeries',
+                request_serializer=prunewatch_dot_v1_dot_scoring__pb2.ListSeriesRequest.SerializeToString,
+                response_deserializer=prunewatch_dot_v1_dot_scoring__pb2.ListSeriesResponse.FromString,
+                _registered_method=True)
+        self.ResetSeries = channel.unary_unary(
+                '/prunewatch.v1.ScoringService/ResetSeries',
+                request_serializer=prunewatch_dot_v1_dot_scoring__pb2.ResetSeriesRequest.SerializeToString,
+                response_deserializer=prunewatch_dot_v1_dot_scoring__pb2.ResetSeriesResponse.FromString,
+                _registered_method=True)
+        self.DeleteSeries = channel.unary_unary(
+                '/prunewatch.v1.ScoringService/DeleteSeries',
+                request_serializer=prunewatch_dot_v1_dot_scoring__pb2.DeleteSeriesRequest.SerializeToString,
+                response_deserializer=prunewatch_dot_v1_dot_scoring__pb2.DeleteSeriesResponse.FromString,
+                _registered_method=True)
 
 
 class ScoringServiceServicer:
@@ -95,6 +110,28 @@ class ScoringServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListSeries(self, request, context):
+        """Returns the series of a detector by name, a page at a time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResetSeries(self, request, context):
+        """Lets series warm up again, as after a repair: their state and last points are forgotten, their last stamps are not.
+        Points kept for training stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteSeries(self, request, context):
+        """Forgets series: a point that comes later begins a new one, whatever its stamp. Points kept for training stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ScoringServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -117,6 +154,21 @@ def add_ScoringServiceServicer_to_server(servicer, server):
                     servicer.ListAnomalies,
                     request_deserializer=prunewatch_dot_v1_dot_scoring__pb2.ListAnomaliesRequest.FromString,
                     response_serializer=prunewatch_dot_v1_dot_scoring__pb2.ListAnomaliesResponse.SerializeToString,
+            ),
+            'ListSeries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSeries,
+                    request_deserializer=prunewatch_dot_v1_dot_scoring__pb2.ListSeriesRequest.FromString,
+                    response_serializer=prunewatch_dot_v1_dot_scoring__pb2.ListSeriesResponse.SerializeToString,
+            ),
+            'ResetSeries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetSeries,
+                    request_deserializer=prunewatch_dot_v1_dot_scoring__pb2.ResetSeriesRequest.FromString,
+                    response_serializer=prunewatch_dot_v1_dot_scoring__pb2.ResetSeriesResponse.SerializeToString,
+            ),
+            'DeleteSeries': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSeries,
+                    request_deserializer=prunewatch_dot_v1_dot_scoring__pb2.DeleteSeriesRequest.FromString,
+                    response_serializer=prunewatch_dot_v1_dot_scoring__pb2.DeleteSeriesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -229,6 +281,87 @@ class ScoringService:
             '/prunewatch.v1.ScoringService/ListAnomalies',
             prunewatch_dot_v1_dot_scoring__pb2.ListAnomaliesRequest.SerializeToString,
             prunewatch_dot_v1_dot_scoring__pb2.ListAnomaliesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSeries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/prunewatch.v1.ScoringService/ListSeries',
+            prunewatch_dot_v1_dot_scoring__pb2.ListSeriesRequest.SerializeToString,
+            prunewatch_dot_v1_dot_scoring__pb2.ListSeriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetSeries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/prunewatch.v1.ScoringService/ResetSeries',
+            prunewatch_dot_v1_dot_scoring__pb2.ResetSeriesRequest.SerializeToString,
+            prunewatch_dot_v1_dot_scoring__pb2.ResetSeriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteSeries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/prunewatch.v1.ScoringService/DeleteSeries',
+            prunewatch_dot_v1_dot_scoring__pb2.DeleteSeriesRequest.SerializeToString,
+            prunewatch_dot_v1_dot_scoring__pb2.DeleteSeriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

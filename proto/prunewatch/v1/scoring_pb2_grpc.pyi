@@ -50,6 +50,14 @@ class ScoringServiceStub:
     """Returns anomalies that were found in LIVE points, newest first, a page at a time. The newest ones of each detector are
     kept, over restarts too. A device keeps none and answers UNIMPLEMENTED.
     """
+    ListSeries: _grpc.UnaryUnaryMultiCallable[_scoring_pb2.ListSeriesRequest, _scoring_pb2.ListSeriesResponse]
+    """Returns the series of a detector by name, a page at a time."""
+    ResetSeries: _grpc.UnaryUnaryMultiCallable[_scoring_pb2.ResetSeriesRequest, _scoring_pb2.ResetSeriesResponse]
+    """Lets series warm up again, as after a repair: their state and last points are forgotten, their last stamps are not.
+    Points kept for training stay.
+    """
+    DeleteSeries: _grpc.UnaryUnaryMultiCallable[_scoring_pb2.DeleteSeriesRequest, _scoring_pb2.DeleteSeriesResponse]
+    """Forgets series: a point that comes later begins a new one, whatever its stamp. Points kept for training stay."""
 
 @_typing.type_check_only
 class ScoringServiceAsyncStub(ScoringServiceStub):
@@ -73,6 +81,14 @@ class ScoringServiceAsyncStub(ScoringServiceStub):
     """Returns anomalies that were found in LIVE points, newest first, a page at a time. The newest ones of each detector are
     kept, over restarts too. A device keeps none and answers UNIMPLEMENTED.
     """
+    ListSeries: _aio.UnaryUnaryMultiCallable[_scoring_pb2.ListSeriesRequest, _scoring_pb2.ListSeriesResponse]  # type: ignore[assignment]
+    """Returns the series of a detector by name, a page at a time."""
+    ResetSeries: _aio.UnaryUnaryMultiCallable[_scoring_pb2.ResetSeriesRequest, _scoring_pb2.ResetSeriesResponse]  # type: ignore[assignment]
+    """Lets series warm up again, as after a repair: their state and last points are forgotten, their last stamps are not.
+    Points kept for training stay.
+    """
+    DeleteSeries: _aio.UnaryUnaryMultiCallable[_scoring_pb2.DeleteSeriesRequest, _scoring_pb2.DeleteSeriesResponse]  # type: ignore[assignment]
+    """Forgets series: a point that comes later begins a new one, whatever its stamp. Points kept for training stay."""
 
 class ScoringServiceServicer(metaclass=_abc_1.ABCMeta):
     """Scores points of many series as they arrive. All requests are columnar: N points as packed arrays, never a message
@@ -117,5 +133,31 @@ class ScoringServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns anomalies that were found in LIVE points, newest first, a page at a time. The newest ones of each detector are
         kept, over restarts too. A device keeps none and answers UNIMPLEMENTED.
         """
+
+    @_abc_1.abstractmethod
+    def ListSeries(
+        self,
+        request: _scoring_pb2.ListSeriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scoring_pb2.ListSeriesResponse, _abc.Awaitable[_scoring_pb2.ListSeriesResponse]]:
+        """Returns the series of a detector by name, a page at a time."""
+
+    @_abc_1.abstractmethod
+    def ResetSeries(
+        self,
+        request: _scoring_pb2.ResetSeriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scoring_pb2.ResetSeriesResponse, _abc.Awaitable[_scoring_pb2.ResetSeriesResponse]]:
+        """Lets series warm up again, as after a repair: their state and last points are forgotten, their last stamps are not.
+        Points kept for training stay.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteSeries(
+        self,
+        request: _scoring_pb2.DeleteSeriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scoring_pb2.DeleteSeriesResponse, _abc.Awaitable[_scoring_pb2.DeleteSeriesResponse]]:
+        """Forgets series: a point that comes later begins a new one, whatever its stamp. Points kept for training stay."""
 
 def add_ScoringServiceServicer_to_server(servicer: ScoringServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
