@@ -48,12 +48,14 @@ class Shedding(ScoringServicer):
         self.retry_seconds: float | None = None
         self.seen: list[float] = []
 
-    async def Score(self, request: scoring_pb2.ScoreRequest, context: Any) -> scoring_pb2.ScoreResponse:
+    async def Score(  # noqa: N802  (gRPC decides)
+        self, request: scoring_pb2.ScoreRequest, context: Any
+    ) -> scoring_pb2.ScoreResponse:
         """Refuses the call, or scores it."""
         await self._admit(context)
         return await super().Score(request, context)
 
-    async def ScoreStream(self, request_iterator: Any, context: Any) -> None:
+    async def ScoreStream(self, request_iterator: Any, context: Any) -> None:  # noqa: N802
         """Refuses the call, or some of its messages."""
         await self._admit(context)
         await super().ScoreStream(request_iterator, _Door(context, self))

@@ -21,7 +21,7 @@ COLUMNS = ["score", "status", "anomaly", "threshold", "version"]
 
 
 def frame(n: int = 60, seed: int = 0, start: int = 0) -> pd.DataFrame:
-    """n rows a second apart with the features `f1` and `f2`, some of them anomalies."""
+    """Rows a second apart with the features `f1` and `f2`, some of them anomalies."""
     values = np.random.default_rng(seed).normal(size=(n, 2))
     values[20::31] += 8
     index = pd.to_datetime(NOW, unit="ns") + pd.to_timedelta(np.arange(start, start + n), unit="s")
@@ -155,7 +155,7 @@ async def test_score_and_stream_take_frames(hub: Hub, client: Client) -> None:
 
 
 async def test_times_are_what_they_mean(hub: Hub, client: Client) -> None:
-    """Zones and units of the index do not matter; integers are nanoseconds, or row numbers of a detector that counts."""
+    """Zones and units of the index do not matter; integers are nanoseconds, or row numbers where these are counted."""
     await publish(hub, ewma_bundle("pump"))
     await publish(hub, ewma_bundle("fan"), time="index")
     given = frame()

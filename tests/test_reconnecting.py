@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +56,15 @@ def check(replies: list[Scores], values: np.ndarray) -> int:
     return int(lost.sum())
 
 
+@asynccontextmanager
+async def faulty(hub: Hub) -> AsyncIterator[tuple[TcpProxy, Client]]:
+    """A proxy before a hub, and a client that knows nothing but the proxy."""
+    async with TcpProxy(f"127.0.0.1:{hub.listener.port}") as proxy, Client(proxy.address) as client:
+        yield proxy, client
+
+
 async def test_a_stream_gives_the_scores_of_single_calls(hub: Hub, client: Client) -> None:
-    """Points sent one by one, several at a time and of several series all get the score of their place in the series."""
+    """Points sent one by one, many at a time and of several series all get the score of their place in the series."""
     await publish(hub, ewma_bundle("pump"))
     values = rows(40)
 
@@ -76,15 +85,14 @@ async def test_cut_connections_lose_nothing(hub: Hub) -> None:
     """A proxy that cuts again and again: every point is answered, none is counted twice, no anomaly is lost."""
     await publish(hub, ewma_bundle("pump"))
     values = rows(400)
-    async with TcpProxy(f"127.0.0.1:{hub.listener.port}") as proxy, Client(proxy.address) as client:
-        async with client.stream("pump", retry=QUICK) as stream:
-            answers = []
-            for i in range(400):
-                if i % 50 == 49:
-                    proxy.cut()
-                answers.append(await stream.send(values[i : i + 1], at(i), "north"))
-                await asyncio.sleep(0.002)
-            replies = [await it for it in answers]
+    async with faulty(hub) as (proxy, client), client.stream("pump", retry=QUICK) as stream:
+        answers = []
+        for i in range(400):
+            if i % 50 == 49:
+                proxy.cut()
+            answers.append(await stream.send(values[i : i + 1], at(i), "north"))
+            await asyncio.sleep(0.002)
+        replies = [await it for it in answers]
 
     check(replies, values)
     assert hub.host.get("pump").accepted == 400
@@ -92,22 +100,21 @@ async def test_cut_connections_lose_nothing(hub: Hub) -> None:
 
 
 async def test_lost_answers_are_told_and_their_anomalies_recalled(hub: Hub) -> None:
-    """What was taken before its answer got lost is named in `resent`; the score of an anomaly comes from the service."""
+    """What was taken before its answer got lost is named in `resent`; scores of anomalies come from the service."""
     await publish(hub, ewma_bundle("pump"))
     values = rows(60)
-    async with TcpProxy(f"127.0.0.1:{hub.listener.port}") as proxy, Client(proxy.address) as client:
-        async with client.stream("pump", retry=QUICK) as stream:
-            first = await stream.score(values[:10], at(0, 10), "north")
-            proxy.deaf = True
-            answer = await stream.send(values[10:], at(10, 50), "north")
+    async with faulty(hub) as (proxy, client), client.stream("pump", retry=QUICK) as stream:
+        first = await stream.score(values[:10], at(0, 10), "north")
+        proxy.deaf = True
+        answer = await stream.send(values[10:], at(10, 50), "north")
 
-            async def taken() -> bool:
-                return hub.host.get("pump").accepted == 60
+        async def taken() -> bool:
+            return hub.host.get("pump").accepted == 60
 
-            await eventually(taken)
-            proxy.cut()
-            proxy.deaf = False
-            second = await answer
+        await eventually(taken)
+        proxy.cut()
+        proxy.deaf = False
+        second = await answer
 
     assert second.resent.tolist() == list(range(50))
     assert set(second.statuses.tolist()) == {LATE, DUPLICATE}
@@ -120,19 +127,18 @@ async def test_a_connection_that_stalls_is_left(hub: Hub) -> None:
     """A connection that is open but dead is given up after `answer_seconds`, and a new one made."""
     await publish(hub, ewma_bundle("pump"))
     values = rows(20)
-    async with TcpProxy(f"127.0.0.1:{hub.listener.port}") as proxy, Client(proxy.address) as client:
-        async with client.stream("pump", retry=QUICK, answer_seconds=0.3) as stream:
-            first = await stream.score(values[:10], at(0, 10), "north")
-            before = proxy.connections
-            proxy.stalled = True
-            answer = await stream.send(values[10:], at(10, 10), "north")
+    async with faulty(hub) as (proxy, client), client.stream("pump", retry=QUICK, answer_seconds=0.3) as stream:
+        first = await stream.score(values[:10], at(0, 10), "north")
+        before = proxy.connections
+        proxy.stalled = True
+        answer = await stream.send(values[10:], at(10, 10), "north")
 
-            async def connected_again() -> bool:
-                return proxy.connections > before
+        async def connected_again() -> bool:
+            return proxy.connections > before
 
-            await eventually(connected_again)
-            proxy.stalled = False
-            second = await answer
+        await eventually(connected_again)
+        proxy.stalled = False
+        second = await answer
 
     check([first, second], values)
     assert stream.last_error is not None
@@ -205,10 +211,10 @@ async def test_a_server_that_comes_late_is_waited_for(tmp_path: Path, unused_tcp
 
 
 async def test_a_fast_sender_waits_for_room(hub: Hub) -> None:
-    """While nothing is answered no more than `max_bytes` are kept; the next `send` waits, and goes on with the answers."""
+    """While nothing is answered no more than `max_bytes` are kept; the next `send` waits until there are answers."""
     await publish(hub, ewma_bundle("pump"))
     values = rows(100)
-    async with TcpProxy(f"127.0.0.1:{hub.listener.port}") as proxy, Client(proxy.address) as client:
+    async with faulty(hub) as (proxy, client):
         proxy.refusing = True
         async with client.stream("pump", retry=QUICK, max_bytes=20_000) as stream:
             answers = []
@@ -293,7 +299,7 @@ async def test_attempts_end(unused_tcp_port: int) -> None:
 
 
 async def test_what_can_not_be_sent_again_is_refused(hub: Hub, client: Client) -> None:
-    """Points without stamps would be counted twice; arrays that do not fit together are refused before they are kept."""
+    """Points without stamps would be counted twice; arrays that do not fit together are refused at once."""
     async with client.stream("pump") as stream:
         for arguments, field in (
             ((np.zeros((2, 2)),), "stamps"),
@@ -332,11 +338,16 @@ async def test_many_names_begin_another_call(hub: Hub, client: Client) -> None:
 async def test_leaving_by_an_exception_gives_up(unused_tcp_port: int) -> None:
     """An exception inside the block does not wait for a server; who still waits for an answer learns of it."""
     async with Client(f"127.0.0.1:{unused_tcp_port}") as client:
-        with pytest.raises(KeyError):
+        answers = []
+
+        async def leave() -> None:
             async with client.stream("pump") as stream:
-                answer = await stream.send(np.zeros((1, 2)), at(0), "north")
+                answers.append(await stream.send(np.zeros((1, 2)), at(0), "north"))
                 raise KeyError
+
+        with pytest.raises(KeyError):
+            await leave()
         with pytest.raises(ServiceError) as caught:
-            await answer
+            await answers[0]
 
     assert caught.value.code == "CANCELLED"

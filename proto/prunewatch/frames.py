@@ -12,12 +12,10 @@ from numpy.typing import NDArray
 
 from prunewatch.points import DEFAULT_SERIES, Points, points_of, refused
 from prunewatch.replies import Scores
-from prunewatch.v1 import scoring_pb2
 
 Frame = Any
 """A `pandas.DataFrame`."""
 SERIES_COLUMN = "series"
-STATUSES = [name.removeprefix("POINT_STATUS_") for name in scoring_pb2.PointStatus.keys()]  # noqa: SIM118  (no mapping)
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def scored_frame(frame: Frame, scores: Scores, features: Sequence[str] = ()) -> 
     """
     columns: dict[str, Any] = {
         "score": scores.scores,
-        "status": np.array(STATUSES, object)[scores.statuses],
+        "status": np.array(scores.status_names, object),
         "anomaly": scores.anomalies,
         "threshold": np.full(len(frame), scores.threshold, np.float32),
         "version": scores.point_versions,

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from prunewatch.errors import ServiceError
 from prunewatch.v1 import detectors_pb2, feedback_pb2, pruning_pb2, scoring_pb2
 
+STATUSES = [name.removeprefix("POINT_STATUS_") for name in scoring_pb2.PointStatus.keys()]  # noqa: SIM118  (no mapping)
+
 
 @dataclass(frozen=True)
 class Anomaly:
@@ -68,6 +70,11 @@ class Scores:
         flags: NDArray[np.bool_] = self.scores >= np.float32(self.threshold)
         flags[self.muted] = False
         return flags
+
+    @property
+    def status_names(self) -> list[str]:
+        """[N]; `OK`, `WARMING_UP`, ..."""
+        return [STATUSES[status] for status in self.statuses.tolist()]
 
     def in_order(self, rows: NDArray[np.int64]) -> Scores:
         """The same for points in another order: point i of these becomes point `rows[i]`."""
