@@ -11,32 +11,16 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import paho.mqtt.client as mqtt
 import pytest
+from bridged import NO_READINGS, check, payload, rows, serving
 from brokers import MOSQUITTO, Process, bridge, needs_mosquitto, process
-from conftest import NOW, QUICK_TRAINER, eventually, hub_settings, publish
-from graphs import ewma_bundle, ewma_scores
+from conftest import NOW, eventually
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from server.app import Hub
-
 pytestmark = [needs_mosquitto, pytest.mark.slow]
-SECOND = 1_000_000_000
 TOPICS = ["sensors/north", "sensors/south", "sensors/west"]
-
-
-def rows(topic: str, n: int) -> np.ndarray:
-    """[n, 2] of readings of a topic, some of them anomalies."""
-    values = np.random.default_rng(TOPICS.index(topic)).normal(size=(n, 2))
-    values[20::31] += 8
-    return values.astype(np.float32)
-
-
-def payload(values: np.ndarray, i: int) -> str:
-    """Reading i of a topic."""
-    return json.dumps({"time": NOW + i * SECOND, "values": {"f2": float(values[i, 1]), "f1": float(values[i, 0])}})
 
 
 @pytest.fixture
@@ -96,13 +80,13 @@ class Sensors:
         """Whether outcomes would be heard."""
         return self._ready
 
-    def send(self, topic: str, said: str | bytes) -> None:
+    def send(self, topic: str, said: bytes) -> None:
         """Publishes a reading."""
         self._client.publish(topic, said, qos=1)
 
     async def send_all(self, n: int) -> None:
         """Publishes n readings of every topic, a little faster than one a millisecond."""
-        values = {topic: rows(topic, n) for topic in TOPICS}
+        values = {topic: rows(seed, n) for seed, topic in enumerate(TOPICS)}
         for i in range(n):
             for topic in TOPICS:
                 self.send(topic, payload(values[topic], i))
@@ -131,19 +115,6 @@ def sensors(broker: tuple[str, Process]) -> Iterator[Sensors]:
 
 
 @asynccontextmanager
-async def serving(folder: Path, port: int) -> AsyncIterator[Hub]:
-    """A hub with a detector, on a port that it comes back to."""
-    hub = Hub(hub_settings(folder, listen=f"127.0.0.1:{port}", drain_seconds=0.3), trainer=QUICK_TRAINER)
-    await hub.start()
-    if "pump" not in hub.host:
-        await publish(hub, ewma_bundle("pump"))
-    try:
-        yield hub
-    finally:
-        await hub.stop()
-
-
-@asynccontextmanager
 async def bridging(folder: Path, broker: str, port: int) -> AsyncIterator[Process]:
     """A bridge that has subscribed: from then on the broker keeps for it what it misses."""
     log = folder / "bridge.log"
@@ -156,66 +127,31 @@ async def bridging(folder: Path, broker: str, port: int) -> AsyncIterator[Proces
         yield running
 
 
-def check(sensors: Sensors, n: int) -> int:
-    """Every reading was scored at least once, with the score of an undisturbed run; returns how many without a score.
-
-    Those were scored before something crashed, and their outcome got lost with it; it was no anomaly.
-    """
-    without = 0
-    for topic in TOPICS:
-        expected = ewma_scores(rows(topic, n))
-        for i in range(n):
-            said = sensors.outcomes[topic, NOW + i * SECOND]
-            scores = [it["score"] for it in said if it["score"] is not None]
-            np.testing.assert_allclose(scores, expected[i], rtol=1e-4)
-            if expected[i] >= 3:
-                assert scores, (topic, i, said)
-                assert all(it["anomaly"] for it in said if it["score"] is not None)
-            elif i >= 3:
-                assert scores or {it["status"] for it in said} <= {"LATE", "DUPLICATE"}
-                without += not scores
-    return without
-
-
 async def test_readings_get_their_scores(
     tmp_path: Path, unused_tcp_port: int, broker: tuple[str, Process], sensors: Sensors
 ) -> None:
     """Each reading has one outcome, its topic is the series; what is no reading is a dead letter; SIGTERM ends it."""
     address, _ = broker
-    bad = [
-        b"",
-        b"{",
-        b"[1]",
-        b'{"time": 1}',
-        b'{"time": 1, "values": [1]}',
-        b'{"time": 1, "values": {"f1": 1, "x": 2}}',
-    ]
-    bad += [
-        b'{"time": 1.5, "values": [1, 2]}',
-        b'{"time": "noon", "values": [1, 2]}',
-        b"\xff",
-        b'{"time":1,"values":["a",2]}',
-    ]
     async with serving(tmp_path, unused_tcp_port) as hub:
         async with bridging(tmp_path, address, unused_tcp_port) as running:
             await eventually(sensors.ready)
-            for said in bad:
+            for said in NO_READINGS:
                 sensors.send("sensors/north", said)
             await sensors.send_all(60)
-            sensors.send("sensors/iso", '{"time": "2023-11-14T22:13:20Z", "values": [1.0, null]}')
+            sensors.send("sensors/iso", b'{"time": "2023-11-14T22:13:20Z", "values": [1.0, null]}')
             await sensors.heard(181)
 
             async def buried() -> bool:
-                return len(sensors.dead) == len(bad)
+                return len(sensors.dead) == len(NO_READINGS)
 
             await eventually(buried)
             code = await asyncio.to_thread(running.stop)
         taken = hub.host.get("pump").accepted
 
-    assert check(sensors, 60) == 0
+    assert check(sensors.outcomes, TOPICS, 60) == 0
     assert all(len(said) == 1 for said in sensors.outcomes.values())
     assert sensors.outcomes["sensors/iso", NOW][0]["status"] == "INVALID"
-    assert sensors.dead == [("sensors/north", said) for said in bad]
+    assert sensors.dead == [("sensors/north", said) for said in NO_READINGS]
     assert (taken, code) == (180, 0)
 
 
@@ -236,7 +172,7 @@ async def test_a_killed_bridge_loses_nothing(
             await sensors.heard(1500)
         taken = hub.host.get("pump").accepted
 
-    check(sensors, 500)
+    check(sensors.outcomes, TOPICS, 500)
     assert taken == 1500
 
 
@@ -256,7 +192,7 @@ async def test_a_hub_that_restarts_loses_nothing(
             await sensors.heard(1500)
             assert await asyncio.to_thread(running.stop) == 0
 
-    check(sensors, 500)
+    check(sensors.outcomes, TOPICS, 500)
 
 
 async def test_a_broker_that_restarts_loses_nothing(
@@ -273,4 +209,4 @@ async def test_a_broker_that_restarts_loses_nothing(
         await sending
         await sensors.heard(1500)
 
-    check(sensors, 500)
+    check(sensors.outcomes, TOPICS, 500)
