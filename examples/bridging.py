@@ -7,8 +7,6 @@ because it was scored before a crash (LATE, DUPLICATE) and was no anomaly.
      "threshold": 3.0, "version": 1}
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import contextlib
@@ -61,9 +59,13 @@ async def scored(stream: Stream, features: Sequence[str], messages: Messages) ->
         series, stamps, values = zip(*good.values(), strict=True)
         reply = await stream.score(values, stamps, series)
         scores = [None if math.isnan(it) else it for it in reply.scores.tolist()]
-        same = [reply.threshold] * len(good)
-        columns = (scores, reply.status_names, reply.anomalies.tolist(), same, reply.point_versions.tolist())
-        for i, row in zip(good, zip(series, stamps, *columns, strict=True), strict=True):
+        said = (
+            reply.status_names,
+            reply.anomalies.tolist(),
+            [reply.threshold] * len(good),
+            reply.point_versions.tolist(),
+        )
+        for i, row in zip(good, zip(series, stamps, scores, *said, strict=True), strict=True):
             outcomes[i] = dict(zip(FIELDS, row, strict=True))
     return outcomes
 

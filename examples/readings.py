@@ -6,8 +6,6 @@ time    ISO 8601 (without a zone: UTC), or an integer: nanoseconds since the epo
 values  by name of the feature, or a list in the detector's order; null where one is missing
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,9 +14,11 @@ from conftest import NOW, QUICK_TRAINER, eventually, hub_settings, publish
 from graphs import ewma_bundle, ewma_scores
 from tcp_proxy import TcpProxy
 
-from prunewatch.client import Client, Retry, Scores, ServiceError
+from prunewatch.client import Client, Retry, Scores, ServiceError, Stream
 from prunewatch.reconnecting import MAX_NAMES
 from server.app import Hub
+from server.config import DetectorConfig
+from server.edge import Edge, load_bundle
 
 QUICK = Retry(attempts=None, first_seconds=0.02, longest_seconds=0.1)
 SECOND = 1_000_000_000
@@ -57,7 +60,7 @@ def check(replies: list[Scores], values: np.ndarray) -> int:
 
 
 @asynccontextmanager
-async def faulty(hub: Hub) -> AsyncIterator[tuple[TcpProxy, Client]]:
+async def faulty(hub: Hub | Edge) -> AsyncIterator[tuple[TcpProxy, Client]]:
     """A proxy before a hub, and a client that knows nothing but the proxy."""
     async with TcpProxy(f"127.0.0.1:{hub.listener.port}") as proxy, Client(proxy.address) as client:
         yield proxy, client
@@ -121,6 +124,78 @@ async def test_lost_answers_are_told_and_their_anomalies_recalled(hub: Hub) -> N
     assert check([first, second], values) == 50
     np.testing.assert_array_equal(np.flatnonzero(second.anomalies) + 10, np.flatnonzero(undisturbed(values) >= 3))
     assert second.anomalies.any()
+
+
+async def test_a_device_can_not_recall(hub: Hub, tmp_path: Path) -> None:
+    """A device keeps no anomalies: what was taken before its answer got lost is named, and has no score."""
+    await publish(hub, ewma_bundle("pump"))
+    folder = hub.store.bundle_folder(hub.store.catalog.serving("pump", "hub").bundle_hash)
+    edge = Edge(load_bundle(folder), hub_settings(tmp_path), config=DetectorConfig())
+    await edge.start()
+    values = rows(60)
+    async with faulty(edge) as (proxy, client), client.stream("pump", retry=QUICK) as stream:
+        await stream.score(values[:20], at(0, 20), "north")
+        proxy.deaf = True
+        answer = await stream.send(values[20:], at(20, 40), "north")
+
+        async def taken() -> bool:
+            return edge.host.get("pump").accepted == 60
+
+        await eventually(taken)
+        proxy.cut()
+        proxy.deaf = False
+        second = await answer
+    await edge.stop()
+
+    assert second.resent.tolist() == list(range(40))
+    assert np.isnan(second.scores).all()
+    assert not second.anomalies.any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+async def test_faults_at_random_change_nothing(hub: Hub, seed: int) -> None:
+    """Connections cut, deaf, stalled and refused at random, several senders: no point is lost or counted twice."""
+    print(f"seed {seed}")
+    draw = random.Random(seed)
+    await publish(hub, ewma_bundle("pump"))
+    series = [f"s{i}" for i in range(6)]
+    values = {name: rows(300, i) for i, name in enumerate(series)}
+    replies: dict[str, list[Scores]] = {name: [] for name in series}
+    done = asyncio.Event()
+
+    async def misbehave(proxy: TcpProxy) -> None:
+        while not done.is_set():
+            fault = draw.choice(["deaf", "stalled", "refusing", "none"])
+            setattr(proxy, fault, True)
+            await asyncio.sleep(draw.uniform(0, 0.1))
+            proxy.cut()
+            proxy.deaf = proxy.stalled = proxy.refusing = False
+            await asyncio.sleep(draw.uniform(0, 0.3))
+
+    async def send(stream: Stream, name: str) -> None:
+        start, answers = 0, []
+        while start < 300:
+            size = min(draw.choice([1, 2, 7, 40]), 300 - start)
+            part = slice(start, start + size)
+            answers.append(await stream.send(values[name][part], at(start, size), name))
+            start += size
+            await asyncio.sleep(draw.uniform(0, 0.05))
+        replies[name] = [await it for it in answers]
+
+    async with faulty(hub) as (proxy, client):
+        lasting = client.stream("pump", retry=QUICK, answer_seconds=0.5, max_bytes=20_000)
+        async with lasting as stream:
+            faults = asyncio.create_task(misbehave(proxy))
+            await asyncio.gather(*(send(stream, name) for name in series))
+            done.set()
+            await faults
+
+    for name in series:
+        check(replies[name], values[name])
+    assert hub.host.get("pump").accepted == 1800
+    assert stream.reconnects >= 3
+    assert (stream.unanswered, stream.kept_bytes) == (0, 0)
 
 
 async def test_a_connection_that_stalls_is_left(hub: Hub) -> None:

@@ -62,7 +62,8 @@ class Client(ScoringCalls):
 
     Args:
         address: `HOST:PORT`.
-        timeout_seconds: For each try of a call that is answered once (waiting for operations aside); None: no limit.
+        timeout_seconds: For each try of a call with one request and one answer, waiting for operations aside; None: no
+            limit.
         retry: Tries again what can be tried again without harm: what only reads; points with stamps and ephemeral ones
             when the service could not be reached; everything that an overloaded service has refused. None: one try.
     """
