@@ -41,33 +41,28 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 async def scoring(options: argparse.Namespace) -> AsyncIterator[tuple[list[str], Stream]]:
     """The features of the detector, and a stream to it; waits for a server that is not there yet."""
     async with Client(options.server, retry=Retry(attempts=None)) as client:
-        features = (await client.get(options.detector))["features"]
+        if not (features := (await client.get(options.detector))["features"]):
+            raise SystemExit(f"{options.detector} does not know its features yet: name them when it is created")
         async with client.stream(options.detector, unanswered=1, recall_all=True) as stream:
             yield features, stream
 
 
 async def scored(stream: Stream, features: Sequence[str], messages: Messages) -> list[dict[str, Any] | None]:
     """What became of each (series, payload), all scored as one message; None: the payload can not be read."""
-    good = {}
+    good, outcomes = {}, {}
     for i, (name, payload) in enumerate(messages):
         try:
             good[i] = reading(name, payload, features)
         except ValueError as error:
             logger.warning("%s: skipped: %s", name, error)
-    outcomes: list[dict[str, Any] | None] = [None] * len(messages)
     if good:
         series, stamps, values = zip(*good.values(), strict=True)
         reply = await stream.score(values, stamps, series)
         scores = [None if math.isnan(it) else it for it in reply.scores.tolist()]
-        said = (
-            reply.status_names,
-            reply.anomalies.tolist(),
-            [reply.threshold] * len(good),
-            reply.point_versions.tolist(),
-        )
-        for i, row in zip(good, zip(series, stamps, scores, *said, strict=True), strict=True):
-            outcomes[i] = dict(zip(FIELDS, row, strict=True))
-    return outcomes
+        last = ([reply.threshold] * len(good), reply.point_versions.tolist())
+        rows = zip(series, stamps, scores, reply.status_names, reply.anomalies.tolist(), *last, strict=True)
+        outcomes |= {i: dict(zip(FIELDS, row, strict=True)) for i, row in zip(good, rows, strict=True)}
+    return [outcomes.get(i) for i in range(len(messages))]
 
 
 def run(work: Callable[[], Awaitable[None]]) -> None:

@@ -91,6 +91,18 @@ class Sensors:
             for topic in TOPICS:
                 self.send(topic, payload(values[topic], i))
             await asyncio.sleep(0.004)
+            await self._connected()
+
+    async def _connected(self) -> None:
+        """Waits out a broker that is away: paho sends new readings before old ones while it connects again."""
+        if self._client.is_connected():
+            return
+
+        async def connected() -> bool:
+            return self._client.is_connected()
+
+        await eventually(connected)
+        await asyncio.sleep(0.3)  # what was not acknowledged goes first
 
     async def heard(self, n: int) -> None:
         """Waits until something was said of n readings."""

@@ -14,6 +14,8 @@ DETAILS = "grpc-status-details-bin"
 PUSHBACK = "grpc-retry-pushback-ms"
 """Trailing metadata of gRPC's retry design (gRFC A6): wait so long; what is no number from 0 on means: do not."""
 NEVER = math.inf
+BROKEN = {"UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL"}
+"""Codes with which a call ends when the connection or the server goes; all else would be the same the next time."""
 
 
 class ServiceError(Exception):
@@ -46,6 +48,11 @@ class ServiceError(Exception):
     def is_transient(self) -> bool:
         """Whether the same may succeed later: the service is away, or has asked for patience."""
         return self.retry_seconds != NEVER and (self.code == "UNAVAILABLE" or self.retry_seconds is not None)
+
+    @property
+    def is_of_the_connection(self) -> bool:
+        """Whether another connection may help, or waiting."""
+        return self.is_transient or (self.retry_seconds is None and self.code in BROKEN)
 
 
 def service_error(error: grpc.aio.AioRpcError) -> ServiceError:

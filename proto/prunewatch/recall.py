@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import grpc
 import grpc.aio
 import numpy as np
 from numpy.typing import NDArray
 
+from prunewatch.errors import service_error
 from prunewatch.points import Points
 from prunewatch.replies import Scores
 from prunewatch.v1 import scoring_pb2
@@ -17,7 +17,6 @@ from prunewatch.v1 import scoring_pb2
 KNOWN = (scoring_pb2.POINT_STATUS_LATE, scoring_pb2.POINT_STATUS_DUPLICATE)
 """Statuses of a point that was taken the first time it was sent: at its stamp, or before the last one of its series."""
 PAGE = 1000
-KEEPS_NONE = {grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.NOT_FOUND}
 
 
 async def recalled(stub: Any, detector: str, points: Points, scores: Scores, timeout_seconds: float) -> Scores:
@@ -45,8 +44,8 @@ async def recalled(stub: Any, detector: str, points: Points, scores: Scores, tim
             if (at := wanted.get((it.series, it.stamp))) is not None:
                 found[at], versions[at] = it.score, it.version
     except grpc.aio.AioRpcError as error:
-        if error.code() not in KEEPS_NONE:  # a device keeps none
-            raise
+        if service_error(error).is_of_the_connection:
+            raise  # everything is sent again, and asked again; else there is nobody to ask: a device keeps no anomalies
     return replace(scores, scores=found, point_versions=versions, resent=rows.astype(np.int64))
 
 

@@ -27,8 +27,6 @@ MAX_BYTES = 32 << 20  # of points kept until they are answered
 OVERHEAD_BYTES = 1024  # a message of few points costs that in objects
 MAX_NAMES = 65_536  # of one call: series that come and go must not pile up on either side
 ANSWER_SECONDS = 30.0
-BROKEN = {"UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL"}
-"""Codes with which a call ends when the connection or the server goes; all else would be the same the next time."""
 
 
 @dataclass(eq=False)
@@ -252,7 +250,7 @@ class Stream:
                 if error is None:
                     continue
                 self.last_error = error
-                if not self._may_go_on(error) or self._retry.exhausted(failures):
+                if not error.is_of_the_connection or self._retry.exhausted(failures):
                     self._fail(error)
                     return
                 self.reconnects += 1
@@ -260,10 +258,6 @@ class Stream:
         except Exception as error:
             self._fail(error)  # a mistake in here must not leave callers waiting
             raise
-
-    @staticmethod
-    def _may_go_on(error: ServiceError) -> bool:
-        return error.is_transient or (error.retry_seconds is None and error.code in BROKEN)
 
     async def _talk(self) -> ServiceError | None:
         """One call from beginning to end; returns why it ended, None if only to begin another."""
