@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import NOW, publish
+from conftest import NOW, QUICK_TRAINER, hub_settings, publish
 from graphs import ewma_bundle, ewma_scores
 
-from prunewatch.client import Batch, Client, ServiceError
+from prunewatch.client import Batch, Client, Retry, ServiceError
 from prunewatch.points import MESSAGE_POINTS
 from server.app import Hub
 from server.config import DetectorConfig, Settings
@@ -176,6 +177,7 @@ async def test_times_are_what_they_mean(hub: Hub, client: Client) -> None:
         (lambda it: it.drop(columns="f2"), "lacks f2"),
         (lambda it: it.assign(f9=1.0), "unknown f9"),
         (lambda it: it.assign(f1="high"), "not numbers: f1"),
+        (lambda it: it.assign(series=[None, *["a"] * 59]), "name no series"),
         (lambda it: it.reset_index(drop=True), "set_index"),
         (lambda it: it.set_index(it.index.astype(str)), "DatetimeIndex"),
         (lambda it: it.set_index(it.index.where(it.index != it.index[3])), "NaT"),
@@ -201,6 +203,22 @@ async def test_a_frame_with_times_is_nothing_for_a_detector_that_counts(hub: Hub
         await client.score_frame("fan", frame())
     with pytest.raises(ServiceError, match="2 series for 60 rows"):
         await client.score_frame("fan", frame().reset_index(drop=True), series=["a", "b"])
+
+
+async def test_a_lasting_stream_waits_for_a_server_with_frames_too(tmp_path, unused_tcp_port: int) -> None:
+    """The detector's columns are asked for as patiently as points are sent."""
+    settings = hub_settings(tmp_path, listen=f"127.0.0.1:{unused_tcp_port}")
+    retry = Retry(attempts=None, first_seconds=0.02, longest_seconds=0.1)
+    async with Client(settings.listen) as client, client.stream("pump", retry=retry) as stream:
+        scoring = asyncio.create_task(stream.score(frame()[["f2", "f1"]]))
+        await asyncio.sleep(0.2)
+        hub = Hub(settings, trainer=QUICK_TRAINER)
+        await publish(hub, ewma_bundle("pump"))
+        await hub.start()
+        reply = await scoring
+    await hub.stop()
+
+    np.testing.assert_allclose(reply.scores, ewma_scores(frame().to_numpy()), rtol=1e-5)
 
 
 async def test_missing_values_are_the_detectors_affair(hub: Hub, client: Client) -> None:

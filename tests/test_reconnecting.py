@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from brokers import process
 from conftest import NOW, QUICK_TRAINER, eventually, hub_settings, publish
 from graphs import ewma_bundle, ewma_scores
 from tcp_proxy import TcpProxy
@@ -264,6 +267,35 @@ async def test_a_hub_that_restarts_loses_nothing(tmp_path: Path, unused_tcp_port
     assert reconnects >= 1
 
 
+@pytest.mark.slow
+async def test_a_hub_that_is_killed_is_waited_for(tmp_path: Path, unused_tcp_port_factory: Callable[[], int]) -> None:
+    """Kill -9 of `prunewatch serve` in mid-stream, and start again: every message is answered.
+
+    What the hub had answered but not kept (R7) is gone from its series; what it had not answered is scored.
+    """
+    listen, admin = (f"127.0.0.1:{unused_tcp_port_factory()}" for _ in range(2))
+    hub = Hub(hub_settings(tmp_path), trainer=QUICK_TRAINER)
+    await publish(hub, ewma_bundle("pump"))
+    hub.store.close()
+    serve = [sys.executable, "-c", "from server.cli import main; main()", "serve", "--store", str(tmp_path / "store")]
+    values = rows(400)
+    with process([*serve, "--listen", listen, "--admin", admin], tmp_path / "hub.log") as running:
+        async with Client(listen) as client, client.stream("pump", retry=QUICK) as stream:
+            answers = []
+            for i in range(400):
+                answers.append(await stream.send(values[i : i + 1], at(i), "north"))
+                if i == 200:
+                    await answers[100]
+                    await asyncio.to_thread(running.stop, signal.SIGKILL)
+                    await asyncio.to_thread(running.start)
+            replies = [await it for it in answers]
+
+    statuses = np.concatenate([it.statuses for it in replies])
+    assert set(statuses.tolist()) <= {OK, WARMING_UP, LATE, DUPLICATE}
+    assert (statuses[-100:] == OK).all()
+    assert stream.reconnects >= 2
+
+
 async def test_a_server_that_comes_late_is_waited_for(tmp_path: Path, unused_tcp_port: int) -> None:
     """Points sent before there is a server are scored when there is one."""
     settings = hub_settings(tmp_path, listen=f"127.0.0.1:{unused_tcp_port}")
@@ -381,6 +413,7 @@ async def test_what_can_not_be_sent_again_is_refused(hub: Hub, client: Client) -
             ((np.zeros((2, 2)), at(0)), "stamps"),
             ((np.zeros((2, 2)), at(0, 2), ["a", "b", "c"]), "series"),
             ((np.zeros((2, 2)), at(0, 2), ["a"], [0, 1]), "series_index"),
+            ((np.zeros((2, 2)), at(0, 2), [1, 2]), "series"),
             ((np.zeros(2), at(0, 2)), "values"),
             ((np.zeros((0, 2)), at(0, 0)), "values"),
             (([["x", "y"]], at(0)), "values"),

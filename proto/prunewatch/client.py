@@ -52,7 +52,14 @@ __all__ = ["UNANSWERED", "Anomaly", "Batch", "Client", "Retry", "Scores", "Servi
 CHUNK_BYTES = 1 << 20  # of an upload; a message may have four times that
 POLL_SECONDS = 0.25
 MAX_MESSAGE_BYTES = 64 << 20
-LIMITS = [(f"grpc.max_{way}_message_length", MAX_MESSAGE_BYTES) for way in ("receive", "send")]
+OPTIONS = [
+    *((f"grpc.max_{way}_message_length", MAX_MESSAGE_BYTES) for way in ("receive", "send")),
+    (
+        "grpc.initial_reconnect_backoff_ms",
+        100,
+    ),  # gRPC's own would leave a server that is back alone for up to 2 minutes
+    ("grpc.max_reconnect_backoff_ms", 5000),
+]
 Progress = Callable[[str, float, str], None]
 """Told of a stage, the share done and words about it."""
 
@@ -71,7 +78,7 @@ class Client(ScoringCalls):
     def __init__(self, address: str, *, timeout_seconds: float | None = None, retry: Retry | None = None) -> None:
         self._address = address
         patience = [Patience(timeout_seconds, retry)] if timeout_seconds is not None or retry is not None else None
-        self._channel = grpc.aio.insecure_channel(address, options=LIMITS, interceptors=patience)
+        self._channel = grpc.aio.insecure_channel(address, options=OPTIONS, interceptors=patience)
         detectors: Any = detectors_pb2_grpc.DetectorServiceStub(self._channel)
         super().__init__(scoring_pb2_grpc.ScoringServiceStub(self._channel), detectors, self._another_channel, retry)
         self._pruning: Any = pruning_pb2_grpc.PruningServiceStub(self._channel)
@@ -92,7 +99,7 @@ class Client(ScoringCalls):
 
     def _another_channel(self) -> grpc.aio.Channel:
         """A connection that shares nothing with the others, so that it is new indeed."""
-        return grpc.aio.insecure_channel(self._address, options=[*LIMITS, ("grpc.use_local_subchannel_pool", 1)])
+        return grpc.aio.insecure_channel(self._address, options=[*OPTIONS, ("grpc.use_local_subchannel_pool", 1)])
 
     # detectors
 

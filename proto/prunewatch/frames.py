@@ -66,6 +66,8 @@ def framed(frame: Frame, shape: Shape, series: str | Sequence[str] | None = None
     if series is not None:
         names = series
     elif SERIES_COLUMN in frame.columns and SERIES_COLUMN not in shape.features:
+        if frame[SERIES_COLUMN].isna().any():
+            raise refused("some rows name no series.", "series", "Fill the column, or drop them.")
         names = [str(name) for name in frame[SERIES_COLUMN].tolist()]
     else:
         names = DEFAULT_SERIES[0]

@@ -130,6 +130,8 @@ def points_of(
     array = packed(values)
     n = len(array)
     names = [series] if isinstance(series, str) else list(series)
+    if not all(isinstance(name, str) for name in names):
+        raise refused("a name of a series is not text.", "series", "Give str: [str(it) for it in series].")
     times = None if stamps is None else np.asarray(stamps, np.int64)
     if times is not None and times.shape != (n,):
         raise refused(f"there are {times.size} stamps for {n} points.", "stamps", "Give [N].")

@@ -135,8 +135,7 @@ class Stream:
         """
         rows: NDArray[np.int64] | None = None
         if is_frame(values):
-            self._shape = self._shape or await self._ask_shape()
-            taken = framed(values, self._shape, series)
+            taken = framed(values, await self._known_shape(), series)
             points, rows = taken.points, taken.rows
         else:
             points = points_of(values, stamps, DEFAULT_SERIES if series is None else series, series_index)
@@ -190,6 +189,19 @@ class Stream:
         await self._disconnect()
 
     # taking points over
+
+    async def _known_shape(self) -> Shape:
+        """What the detector wants of a frame; asked once, as patiently as anything here."""
+        failures = 0
+        while self._shape is None:
+            try:
+                self._shape = await self._ask_shape()
+            except ServiceError as error:
+                failures += 1
+                if not error.is_of_the_connection or self._retry.exhausted(failures):
+                    raise
+                await asyncio.sleep(self._retry.wait_seconds(failures, error.retry_seconds))
+        return self._shape
 
     async def _keep(self, points: Points) -> asyncio.Future[Scores]:
         async with self._turn:
