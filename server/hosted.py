@@ -223,6 +223,7 @@ class HostedDetector:
         parts: list[tuple[Rows, Scored]] = []
         versions = []
         breath = time.perf_counter() + BREATH_SECONDS
+        cancelled = False
         for rows in rounds:
             if stamps is None:
                 used[rows] = _continued(scorer, slots[rows])
@@ -230,13 +231,15 @@ class HostedDetector:
             versions.append(version)
             parts.append((rows, scored))
             if time.perf_counter() > breath:
-                await asyncio.sleep(0)
+                cancelled |= await _breathe()
                 breath = time.perf_counter() + BREATH_SECONDS
         point_versions = None
         if len(set(versions)) > 1:
             point_versions = np.empty(len(slots), np.int64)
             for (rows, _), version in zip(parts, versions, strict=True):
                 point_versions[rows] = version
+        if cancelled and (task := asyncio.current_task()):
+            task.cancel()  # takes effect once the points are recorded, at the next await
         return self._outcome(merged(parts), used, versions[-1], point_versions)
 
     def _step(
@@ -464,6 +467,18 @@ class HostedDetector:
             ring_points=1 if alone else self._ring_points,  # nothing will ever be replayed from it
             max_series=self.config.max_series,
         )
+
+
+async def _breathe() -> bool:
+    """Lets others in; returns whether the call was cancelled meanwhile.
+
+    A message that was begun is finished all the same, so that its points are recorded: they are in the series already.
+    """
+    try:
+        await asyncio.sleep(0)
+    except asyncio.CancelledError:
+        return True
+    return False
 
 
 def _muted(outcome: Outcome, maintained: NDArray[np.bool_]) -> Outcome:

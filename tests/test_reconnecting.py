@@ -155,6 +155,30 @@ async def test_a_device_can_not_recall(hub: Hub, tmp_path: Path) -> None:
     assert not second.anomalies.any()
 
 
+async def test_a_connection_cut_in_mid_message_loses_no_anomaly(hub: Hub) -> None:
+    """Points that the hub took before the call was cancelled are recorded like all others: once, anomalies kept."""
+    await publish(hub, ewma_bundle("pump"))
+    values = rows(4000)
+    async with faulty(hub) as (proxy, client), client.stream("pump", retry=QUICK) as stream:
+        answer = await stream.send(values, at(-10_000, 4000), "north")
+
+        def steps() -> float:
+            labels = {"detector": "pump"}
+            return hub.metrics.registry.get_sample_value("prunewatch_step_seconds_count", labels) or 0.0
+
+        async def begun() -> bool:
+            return steps() >= 100
+
+        await eventually(begun)
+        taken = steps()
+        proxy.cut()
+        reply = await answer
+
+    assert taken < 4000
+    assert check([reply], values) >= taken
+    assert hub.host.get("pump").accepted == 4000
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 async def test_faults_at_random_change_nothing(hub: Hub, seed: int) -> None:
