@@ -42,8 +42,8 @@ class Shelved:
 class Label:
     """What stands on the outside of a series on the shelf; fields as of `Shelved`.
 
-    Of a series that was let go a label is left, with `seen` = `GONE`: whoever knows its old points from elsewhere must not
-    bring it back.
+    Of a series that was let go a label is left, with `seen` = `GONE`: whoever knows its old points from elsewhere must
+    not bring it back.
     """
 
     name: str

@@ -104,7 +104,13 @@ class Stepper:
             loop.call_soon(self.drain)
         answer: asyncio.Future[Stepped] = loop.create_future()
         self._waiting.append(_Waiting(scorer, listed(slots), stamps, values, answer))
-        return await answer
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            if answer.cancelled() or not answer.done():
+                raise
+            _cancel_later()  # its points were taken
+            return answer.result()
 
     def drain(self) -> None:
         """Steps what waits now."""
@@ -166,7 +172,7 @@ class Stepper:
         used = np.empty(len(slots), np.int64) if stamps is None else stamps
         parts: list[tuple[Rows, Scored]] = []
         versions = []
-        breath = time.perf_counter() + BREATH_SECONDS
+        breath, cancelled = time.perf_counter() + BREATH_SECONDS, False
         for rows in rounds:
             if stamps is None:
                 used[rows] = continued(scorer, slots[rows])
@@ -174,17 +180,37 @@ class Stepper:
             versions.append(version)
             parts.append((rows, scored))
             if time.perf_counter() > breath:
-                await asyncio.sleep(0)
+                cancelled |= await _breathe()
                 breath = time.perf_counter() + BREATH_SECONDS
         point_versions = None
         if len(set(versions)) > 1:
             point_versions = np.empty(len(slots), np.int64)
             for (rows, _), version in zip(parts, versions, strict=True):
                 point_versions[rows] = version
+        if cancelled:
+            _cancel_later()
         return Stepped(merged(parts), used, versions[-1], point_versions)
 
     def _now(self, scorer: Scorer) -> int | None:
         return self._clock() if scorer.policy.max_ahead is not None else None
+
+
+async def _breathe() -> bool:
+    """Lets others in; returns whether the call was cancelled meanwhile.
+
+    A message that was begun is finished all the same, so that its points are recorded: they are in the series already.
+    """
+    try:
+        await asyncio.sleep(0)
+    except asyncio.CancelledError:
+        return True
+    return False
+
+
+def _cancel_later() -> None:
+    """Cancels the call at its next await, when its points are recorded."""
+    if (task := asyncio.current_task()) is not None:
+        task.cancel()
 
 
 def continued(scorer: Scorer, slots: Rows) -> NDArray[np.int64]:

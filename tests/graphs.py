@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -66,6 +68,7 @@ def ewma_bundle(
     wasted: int = 0,
     warm_up_points: int = 3,
     device_class: str = "parent",
+    features: Sequence[str] | None = None,
 ) -> Bundle:
     """A whole bundle around `ewma_graph`."""
     return make_bundle(
@@ -74,7 +77,7 @@ def ewma_bundle(
         version=version,
         device_class=device_class,
         network=NetworkInfo(kind="lstm", units={"lstm0": n_features}, parameters=3, macs=n_features),
-        features=[f"f{i + 1}" for i in range(n_features)],
+        features=list(features or (f"f{i + 1}" for i in range(n_features))),
         warm_up_points=warm_up_points,
         lineage=Lineage(cause="fit", seed=0, data_rows=100),
     )

@@ -194,7 +194,7 @@ def test_the_readme_begins_with_the_two_commands():
 
 async def test_the_python_of_the_readme_runs(hub, tmp_path):
     """The scripts of README.md score what they make against a running hub, whose address is all that is replaced."""
-    await publish(hub, ewma_bundle("pump"))
+    await publish(hub, ewma_bundle("pump", features=["flow", "pressure"]))
     scripts = re.findall(
         r"^```python\n# (\w+\.py)\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
     )
@@ -208,6 +208,27 @@ async def test_the_python_of_the_readme_runs(hub, tmp_path):
         printed[name] = (await process.communicate())[0].decode()
         assert process.returncode == 0, name
 
-    assert list(printed) == ["pump.py", "live.py", "raw.py"]
+    assert list(printed) == ["pump.py", "live.py", "frame.py", "raw.py"]
     assert printed["live.py"].strip().endswith("3.0 1")
+    assert printed["frame.py"].splitlines()[0].split() == ["score", "status", "anomaly", "threshold", "version"]
     assert printed["raw.py"].strip().endswith("] 1")
+
+
+async def test_the_python_of_the_page_on_clients_runs(hub, tmp_path):
+    """The programs of docs/clients.md do what they show against a running hub; only its address is replaced."""
+    await publish(hub, ewma_bundle("pump", features=["flow", "pressure"]))
+    printed = {}
+    for name, source in re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```", page("clients.md"), re.MULTILINE | re.DOTALL):
+        (tmp_path / name).write_text(source.replace("127.0.0.1:8001", f"127.0.0.1:{hub.listener.port}"))
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, name, cwd=tmp_path, stdout=asyncio.subprocess.PIPE
+        )
+        printed[name] = (await process.communicate())[0].decode()
+        assert process.returncode == 0, name
+
+    assert list(printed) == ["arrays.py", "frames.py", "stream.py", "patient.py"]
+    assert "WARMING_UP" in printed["arrays.py"]
+    assert "share.flow" in printed["frames.py"]
+    assert printed["stream.py"].strip().endswith(" 0")
+    assert printed["patient.py"].strip() == "['flow', 'pressure']"
+    assert hub.host.get("pump").accepted == 100 + 100 + 120 + 20

@@ -1,4 +1,4 @@
-"""A small asynchronous client of a prunewatch service; numpy arrays in, numpy arrays out.
+"""A small asynchronous client of a prunewatch service; arrays or DataFrames in, scores out.
 
     async with Client("127.0.0.1:8001") as client:
         reply = await client.score("pump", series=["north"], stamps=[time.time_ns()], values=[[1.5, 20.0]])
@@ -9,37 +9,34 @@ Errors are raised as `ServiceError`, with `code`, `problem`, `field` and `hint`.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import grpc
 import grpc.aio
 import numpy as np
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf import duration_pb2, json_format
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from prunewatch.errors import ServiceError, status_error
+from prunewatch.points import Batch, packed
+from prunewatch.reconnecting import Stream
 from prunewatch.replies import (
     Anomaly,
     Scores,
-    ServiceError,
-    anomaly_of,
     book_json,
     detector_json,
-    failed_message,
     frontier_json,
     label_json,
     result_json,
-    scores_of,
-    service_error,
-    status_error,
     version_json,
     window_json,
 )
+from prunewatch.retries import Patience, Retry
+from prunewatch.scoring import LARGEST_PAGE, ScoringCalls, errors
+from prunewatch.streams import UNANSWERED
 from prunewatch.v1 import (
     detectors_pb2,
     detectors_pb2_grpc,
@@ -47,51 +44,43 @@ from prunewatch.v1 import (
     feedback_pb2_grpc,
     pruning_pb2,
     pruning_pb2_grpc,
-    scoring_pb2,
     scoring_pb2_grpc,
 )
 
-__all__ = ["Anomaly", "Batch", "Client", "Scores", "ServiceError"]
+__all__ = ["UNANSWERED", "Anomaly", "Batch", "Client", "Retry", "Scores", "ServiceError", "Stream"]
 
 CHUNK_BYTES = 1 << 20  # of an upload; a message may have four times that
 POLL_SECONDS = 0.25
-UNANSWERED = 8  # messages of a stream on their way at once: keeps the server busy and the queue short
 MAX_MESSAGE_BYTES = 64 << 20
-LARGEST_PAGE = 1000  # rows; the service sends no more
+OPTIONS = [
+    *((f"grpc.max_{way}_message_length", MAX_MESSAGE_BYTES) for way in ("receive", "send")),
+    (
+        "grpc.initial_reconnect_backoff_ms",
+        100,
+    ),  # gRPC's own would leave a server that is back alone for up to 2 minutes
+    ("grpc.max_reconnect_backoff_ms", 5000),
+]
 Progress = Callable[[str, float, str], None]
 """Told of a stage, the share done and words about it."""
-T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Points of one message of a stream.
-
-    Attributes:
-        values: [N, F].
-        stamps: [N] nanoseconds or row numbers; None: row numbers go on.
-        series: Names that were not sent before in this stream.
-        series_index: [N] into all names sent so far; None: point i belongs to series i, or all to the only one.
-    """
-
-    values: ArrayLike
-    stamps: ArrayLike | None = None
-    series: Sequence[str] = ()
-    series_index: ArrayLike | None = None
-
-
-class Client:
+class Client(ScoringCalls):
     """A connection to one service; use it as an asynchronous context manager.
 
     Args:
         address: `HOST:PORT`.
+        timeout_seconds: For each try of a call with one request and one answer, waiting for operations aside; None: no
+            limit.
+        retry: Tries again what can be tried again without harm: what only reads; points with stamps and ephemeral ones
+            when the service could not be reached; everything that an overloaded service has refused. None: one try.
     """
 
-    def __init__(self, address: str) -> None:
-        limits = [(f"grpc.max_{way}_message_length", MAX_MESSAGE_BYTES) for way in ("receive", "send")]
-        self._channel = grpc.aio.insecure_channel(address, options=limits)
-        self._scoring: Any = scoring_pb2_grpc.ScoringServiceStub(self._channel)
-        self._detectors: Any = detectors_pb2_grpc.DetectorServiceStub(self._channel)
+    def __init__(self, address: str, *, timeout_seconds: float | None = None, retry: Retry | None = None) -> None:
+        self._address = address
+        patience = [Patience(timeout_seconds, retry)] if timeout_seconds is not None or retry is not None else None
+        self._channel = grpc.aio.insecure_channel(address, options=OPTIONS, interceptors=patience)
+        detectors: Any = detectors_pb2_grpc.DetectorServiceStub(self._channel)
+        super().__init__(scoring_pb2_grpc.ScoringServiceStub(self._channel), detectors, self._another_channel, retry)
         self._pruning: Any = pruning_pb2_grpc.PruningServiceStub(self._channel)
         self._feedback: Any = feedback_pb2_grpc.FeedbackServiceStub(self._channel)
         self._operations: Any = operations_pb2_grpc.OperationsStub(self._channel)
@@ -108,130 +97,21 @@ class Client:
         """Ends the connection."""
         await self._channel.close()
 
-    # scoring
-
-    async def score(
-        self,
-        detector: str,
-        *,
-        values: ArrayLike,
-        series: Sequence[str] = ("default",),
-        stamps: ArrayLike | None = None,
-        series_index: ArrayLike | None = None,
-        ephemeral: bool = False,
-        contributions: bool = False,
-    ) -> Scores:
-        """Scores N points.
-
-        Args:
-            detector: Its name.
-            values: [N, F].
-            series: A name for each point, or the one name of all, or the names that `series_index` points into.
-            stamps: [N] nanoseconds since the epoch or row numbers.
-            series_index: [N].
-            ephemeral: Start from a fresh state and leave no trace.
-            contributions: Also say what each feature contributed to anomalies.
-        """
-        batch = Batch(values, stamps, series, series_index)
-        request = _request(batch, detector, ephemeral=ephemeral, contributions=contributions)
-        with _errors():
-            return scores_of(await self._scoring.Score(request))
-
-    async def score_stream(
-        self,
-        detector: str,
-        batches: Iterable[Batch] | AsyncIterable[Batch],
-        *,
-        ephemeral: bool = False,
-        contributions: bool = False,
-        keep_going: bool = False,
-    ) -> AsyncIterator[Scores]:
-        """Scores batch after batch over one stream; gives one reply for each, in order.
-
-        Takes the next batch only when few are unanswered, so a fast source waits for a slow service.
-
-        Args:
-            detector: Its name.
-            batches: The points.
-            ephemeral: Start from a fresh state that lives as long as this stream.
-            contributions: Also say what each feature contributed to anomalies.
-            keep_going: Give a reply with `error` for a batch that can not be used, instead of raising it.
-        """
-        call = self._scoring.ScoreStream()
-        room = asyncio.Semaphore(UNANSWERED)
-        writer = asyncio.create_task(
-            _write_batches(call, room, batches, detector, ephemeral=ephemeral, contributions=contributions)
-        )
-        try:
-            with _errors():
-                async for response in call:
-                    room.release()
-                    if response.WhichOneof("result") == "scores":
-                        yield scores_of(response.scores, response.sequence)
-                        continue
-                    error = status_error(response.error)
-                    if not keep_going:
-                        raise error
-                    yield failed_message(error, response.sequence)
-                await writer  # raises what the source of batches raised
-        finally:
-            writer.cancel()
-            call.cancel()
-
-    async def watch(self, *detectors: str) -> AsyncIterator[Anomaly]:
-        """Anomalies as they are found; of all detectors when none is named."""
-        call = self._scoring.Watch(scoring_pb2.WatchRequest(detectors=[_name(it) for it in detectors]))
-        try:
-            with _errors():
-                async for it in call:
-                    yield anomaly_of(it)
-        finally:
-            call.cancel()
-
-    async def anomalies(
-        self,
-        detector: str,
-        *,
-        series: str | None = None,
-        start: int | None = None,
-        end: int | None = None,
-        limit: int | None = None,
-    ) -> AsyncIterator[Anomaly]:
-        """Anomalies that the service has found in LIVE points and kept, newest first; asks for pages as they are read.
-
-        Args:
-            detector: Its name.
-            series: Only of this series.
-            start: Only stamps from here on.
-            end: Only stamps before this.
-            limit: At most so many.
-        """
-        request = scoring_pb2.ListAnomaliesRequest(
-            parent=_name(detector), series=series or "", start_stamp=start, end_stamp=end
-        )
-        left = LARGEST_PAGE if limit is None else limit
-        while left > 0:
-            request.page_size = min(left, LARGEST_PAGE)
-            with _errors():
-                page = await self._scoring.ListAnomalies(request)
-            for it in page.anomalies:
-                yield anomaly_of(it)
-            if not (token := page.next_page_token):
-                return
-            request.page_token = token
-            left -= 0 if limit is None else len(page.anomalies)
+    def _another_channel(self) -> grpc.aio.Channel:
+        """A connection that shares nothing with the others, so that it is new indeed."""
+        return grpc.aio.insecure_channel(self._address, options=[*OPTIONS, ("grpc.use_local_subchannel_pool", 1)])
 
     # detectors
 
     async def create(self, detector: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Creates a detector that learns; `config` has the names of `prunewatch.v1.DetectorConfig`."""
         request = detectors_pb2.CreateDetectorRequest(detector_id=detector, config=_config(config))
-        with _errors():
+        with errors():
             return detector_json(await self._detectors.CreateDetector(request))
 
     async def get(self, detector: str) -> dict[str, Any]:
         """A detector: state, features, threshold, what it serves."""
-        with _errors():
+        with errors():
             return detector_json(
                 await self._detectors.GetDetector(detectors_pb2.GetDetectorRequest(name=_name(detector)))
             )
@@ -244,7 +124,7 @@ class Client:
         """All detectors by name."""
         found: list[dict[str, Any]] = []
         token = ""
-        with _errors():
+        with errors():
             while True:
                 page = await self._detectors.ListDetectors(detectors_pb2.ListDetectorsRequest(page_token=token))
                 found += [detector_json(it) for it in page.detectors]
@@ -255,7 +135,7 @@ class Client:
         """All versions of a detector, oldest first."""
         found: Any = []
         token = ""
-        with _errors():
+        with errors():
             while True:
                 request = detectors_pb2.ListVersionsRequest(parent=_name(detector), page_token=token)
                 page = await self._detectors.ListVersions(request)
@@ -268,31 +148,31 @@ class Client:
 
     async def delete(self, detector: str, *, etag: str = "") -> None:
         """Deletes a detector with its versions and history."""
-        with _errors():
+        with errors():
             await self._detectors.DeleteDetector(detectors_pb2.DeleteDetectorRequest(name=_name(detector), etag=etag))
 
     async def freeze(self, detector: str, *, etag: str = "") -> dict[str, Any]:
         """Stops all fits and cycles that would begin by themselves; what serves goes on."""
         request = detectors_pb2.FreezeDetectorRequest(name=_name(detector), etag=etag)
-        with _errors():
+        with errors():
             return detector_json(await self._detectors.FreezeDetector(request))
 
     async def unfreeze(self, detector: str, *, etag: str = "") -> dict[str, Any]:
         """Lets fits and cycles begin by themselves again."""
         request = detectors_pb2.UnfreezeDetectorRequest(name=_name(detector), etag=etag)
-        with _errors():
+        with errors():
             return detector_json(await self._detectors.UnfreezeDetector(request))
 
     async def pin(self, detector: str, device_class: str = "hub", *, etag: str = "") -> dict[str, Any]:
         """Keeps a device class on what it serves."""
         request = detectors_pb2.PinVersionRequest(name=_name(detector), device_class=device_class, etag=etag)
-        with _errors():
+        with errors():
             return detector_json(await self._detectors.PinVersion(request))
 
     async def unpin(self, detector: str, device_class: str = "hub", *, etag: str = "") -> dict[str, Any]:
         """Lets a device class adopt new versions again."""
         request = detectors_pb2.UnpinVersionRequest(name=_name(detector), device_class=device_class, etag=etag)
-        with _errors():
+        with errors():
             return detector_json(await self._detectors.UnpinVersion(request))
 
     async def roll_back(
@@ -302,7 +182,7 @@ class Client:
         request = detectors_pb2.RollBackRequest(
             name=_name(detector), device_class=device_class, version=version or 0, etag=etag
         )
-        with _errors():
+        with errors():
             return detector_json(await self._detectors.RollBack(request))
 
     # what people say
@@ -328,14 +208,14 @@ class Client:
             note=note,
         )
         request = feedback_pb2.CreateFeedbackRequest(parent=_name(detector), feedback=feedback)
-        with _errors():
+        with errors():
             return label_json(await self._feedback.CreateFeedback(request))
 
     async def labels(self, detector: str) -> Any:
         """All labels of a detector, newest first."""
         found: Any = []
         request = feedback_pb2.ListFeedbackRequest(parent=_name(detector), page_size=LARGEST_PAGE)
-        with _errors():
+        with errors():
             while True:
                 page = await self._feedback.ListFeedback(request)
                 found += map(label_json, page.feedback)
@@ -346,7 +226,7 @@ class Client:
     async def delete_label(self, detector: str, number: int) -> None:
         """Takes a label back."""
         request = feedback_pb2.DeleteFeedbackRequest(name=f"{_name(detector)}/feedback/{number}")
-        with _errors():
+        with errors():
             await self._feedback.DeleteFeedback(request)
 
     async def add_window(
@@ -357,14 +237,14 @@ class Client:
             series=series, first_stamp=first_stamp, last_stamp=last_stamp, note=note
         )
         request = feedback_pb2.CreateMaintenanceWindowRequest(parent=_name(detector), maintenance_window=window)
-        with _errors():
+        with errors():
             return window_json(await self._feedback.CreateMaintenanceWindow(request))
 
     async def windows(self, detector: str) -> Any:
         """All maintenance windows of a detector, newest first."""
         found: Any = []
         request = feedback_pb2.ListMaintenanceWindowsRequest(parent=_name(detector), page_size=LARGEST_PAGE)
-        with _errors():
+        with errors():
             while True:
                 page = await self._feedback.ListMaintenanceWindows(request)
                 found += map(window_json, page.maintenance_windows)
@@ -375,7 +255,7 @@ class Client:
     async def delete_window(self, detector: str, number: int) -> None:
         """Takes a maintenance window back."""
         name = f"{_name(detector)}/maintenanceWindows/{number}"
-        with _errors():
+        with errors():
             await self._feedback.DeleteMaintenanceWindow(feedback_pb2.DeleteMaintenanceWindowRequest(name=name))
 
     # fits and cycles
@@ -390,7 +270,7 @@ class Client:
         """
         start = _name(start_from) if start_from else ""
         request = detectors_pb2.FitDetectorRequest(name=_name(detector), seed=seed, start_from=start)
-        with _errors():
+        with errors():
             operation = await self._detectors.FitDetector(request)
         return str(operation.name)
 
@@ -433,7 +313,7 @@ class Client:
             for points in _chunks(stamps, values):
                 yield detectors_pb2.FitDetectorFromUploadRequest(points=points)
 
-        with _errors():
+        with errors():
             return str((await self._detectors.FitDetectorFromUpload(messages())).name)
 
     async def prune(
@@ -465,7 +345,7 @@ class Client:
             name=_name(detector), device_class=device_class, budget=budget, dry_run=dry_run, seed=seed, fresh=fresh
         )
         if features is None or stamps is None or values is None:
-            with _errors():
+            with errors():
                 return str((await self._pruning.Prune(request)).name)
         header = pruning_pb2.PruneHeader(request=request, features=features)
 
@@ -474,7 +354,7 @@ class Client:
             for points in _chunks(stamps, values):
                 yield pruning_pb2.PruneFromUploadRequest(points=points)
 
-        with _errors():
+        with errors():
             return str((await self._pruning.PruneFromUpload(messages())).name)
 
     async def build_frontier(
@@ -498,18 +378,18 @@ class Client:
         request = pruning_pb2.BuildFrontierRequest(
             name=_name(detector), device_class=device_class, batch=batch or 0, points=points or 0, seed=seed
         )
-        with _errors():
+        with errors():
             return str((await self._pruning.BuildFrontier(request)).name)
 
     async def frontier(self, detector: str, *, device_class: str = "hub", batch: int | None = None) -> dict[str, Any]:
         """The frontier that was built last, as `prunewatch frontier --json` prints it; `NOT_FOUND`: there is none."""
         request = pruning_pb2.GetFrontierRequest(name=_name(detector), device_class=device_class, batch=batch or 0)
-        with _errors():
+        with errors():
             return frontier_json(await self._pruning.GetFrontier(request))
 
     async def cycles(self, detector: str) -> Any:
         """The last cycles of a detector, newest first."""
-        with _errors():
+        with errors():
             page = await self._pruning.ListCycles(pruning_pb2.ListCyclesRequest(parent=_name(detector)))
         return [book_json(it) for it in page.cycles]
 
@@ -519,7 +399,7 @@ class Client:
         Each is as of `cycles`, with `stage`, `done` and `message` of what it is doing (empty: it has ended).
         """
         request = pruning_pb2.WatchCyclesRequest(parent=_name(detector), newest=newest)
-        with _errors():
+        with errors():
             async for it in self._pruning.WatchCycles(request):
                 yield {**book_json(it.cycle), "stage": it.stage, "done": it.done, "message": it.message}
 
@@ -531,7 +411,7 @@ class Client:
         """
         timeout = duration_pb2.Duration(nanos=int(POLL_SECONDS * 1e9))
         request = operations_pb2.WaitOperationRequest(name=name, timeout=timeout)
-        with _errors():
+        with errors():
             while True:
                 operation = await self._operations.WaitOperation(request)
                 metadata = detectors_pb2.OperationMetadata()
@@ -545,16 +425,8 @@ class Client:
 
     async def cancel_operation(self, name: str) -> None:
         """Ends a fit or cycle."""
-        with _errors():
+        with errors():
             await self._operations.CancelOperation(operations_pb2.CancelOperationRequest(name=name))
-
-
-@contextmanager
-def _errors() -> Any:
-    try:
-        yield
-    except grpc.aio.AioRpcError as error:
-        raise service_error(error) from None
 
 
 def _name(detector: str) -> str:
@@ -565,64 +437,11 @@ def _config(fields: Mapping[str, Any] | None) -> detectors_pb2.DetectorConfig:
     return json_format.ParseDict(dict(fields or {}), detectors_pb2.DetectorConfig())
 
 
-def _packed(values: ArrayLike) -> NDArray[np.float32]:
-    array = np.ascontiguousarray(values, "<f4")
-    if array.ndim != 2:
-        raise ServiceError("INVALID_ARGUMENT", f"values have {array.ndim} dimensions.", "values", "Give [N, F].")
-    return array
-
-
-def _request(batch: Batch, detector: str, *, ephemeral: bool, contributions: bool) -> scoring_pb2.ScoreRequest:
-    values = _packed(batch.values)
-    request = scoring_pb2.ScoreRequest(
-        detector=_name(detector),
-        series=batch.series,
-        packed_values=values.tobytes(),
-        n_features=values.shape[1],
-        mode=scoring_pb2.SCORE_MODE_EPHEMERAL if ephemeral else scoring_pb2.SCORE_MODE_LIVE,
-        contributions=contributions,
-    )
-    if batch.stamps is not None:
-        request.stamps.extend(np.asarray(batch.stamps, np.int64).tolist())
-    if batch.series_index is not None:
-        request.series_index.extend(np.asarray(batch.series_index, np.uint32).tolist())
-    return request
-
-
-async def _write_batches(
-    call: Any,
-    room: asyncio.Semaphore,
-    batches: Iterable[Batch] | AsyncIterable[Batch],
-    detector: str,
-    *,
-    ephemeral: bool,
-    contributions: bool,
-) -> None:
-    sequence = 0
-    try:
-        async for batch in _each(batches):
-            await room.acquire()
-            sequence += 1
-            request = _request(batch, detector, ephemeral=ephemeral, contributions=contributions)
-            await call.write(scoring_pb2.ScoreStreamRequest(sequence=sequence, points=request))
-    finally:
-        await call.done_writing()
-
-
-async def _each(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
-    if isinstance(items, AsyncIterable):
-        async for item in items:
-            yield item
-    else:
-        for item in items:
-            yield item
-
-
 def _chunks(stamps: ArrayLike, values: ArrayLike) -> Iterable[detectors_pb2.PointColumns]:
-    packed, times = _packed(values), np.asarray(stamps, np.int64)
-    if times.shape != (len(packed),):
+    array, times = packed(values), np.asarray(stamps, np.int64)
+    if times.shape != (len(array),):
         raise ServiceError("INVALID_ARGUMENT", "there is not one stamp for each point.", "stamps", "Give [N].")
-    rows = max(1, CHUNK_BYTES // (4 * packed.shape[1] + 8))
-    for start in range(0, len(packed), rows):
+    rows = max(1, CHUNK_BYTES // (4 * array.shape[1] + 8))
+    for start in range(0, len(array), rows):
         part = slice(start, start + rows)
-        yield detectors_pb2.PointColumns(stamps=times[part].tolist(), packed_values=packed[part].tobytes())
+        yield detectors_pb2.PointColumns(stamps=times[part].tolist(), packed_values=array[part].tobytes())

@@ -1,44 +1,20 @@
-"""What the client gives back: scores as arrays, everything else as plain JSON objects, errors with their parts."""
+"""What the client gives back: scores as arrays, everything else as plain JSON objects."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import grpc
-import grpc.aio
 import numpy as np
 from google.longrunning import operations_pb2
 from google.protobuf import json_format
-from google.rpc import code_pb2, error_details_pb2, status_pb2
 from numpy.typing import NDArray
 
+from prunewatch.errors import ServiceError
 from prunewatch.v1 import detectors_pb2, feedback_pb2, pruning_pb2, scoring_pb2
 
-DETAILS = "grpc-status-details-bin"
-
-
-class ServiceError(Exception):
-    """The service refused a call, or could not be reached.
-
-    Args:
-        code: Name of the gRPC status code, e.g. `INVALID_ARGUMENT`.
-        problem: What is wrong.
-        field: The field of the request it is about.
-        hint: What to do about it.
-    """
-
-    def __init__(self, code: str, problem: str, field: str = "", hint: str = "") -> None:
-        super().__init__(problem)
-        self.code = code
-        self.problem = problem
-        self.field = field
-        self.hint = hint
-
-    def __str__(self) -> str:
-        where = f"{self.field}: " if self.field else ""
-        return f"{where}{self.problem} {self.hint}".rstrip()
+STATUSES = [name.removeprefix("POINT_STATUS_") for name in scoring_pb2.PointStatus.keys()]  # noqa: SIM118  (no mapping)
 
 
 @dataclass(frozen=True)
@@ -73,6 +49,8 @@ class Scores:
         muted: Indexes of points that have reached the threshold in a maintenance window: no anomalies.
         sequence: Number of the message in a stream.
         error: Why a message of a stream could not be used; the arrays are empty then.
+        resent: Indexes of points that came to the service again, from a stream that reconnects: their status is LATE or
+            DUPLICATE and their score is lost, except that of anomalies, which the service keeps.
     """
 
     scores: NDArray[np.float32]
@@ -84,6 +62,7 @@ class Scores:
     muted: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     sequence: int = 0
     error: ServiceError | None = None
+    resent: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     @property
     def anomalies(self) -> NDArray[np.bool_]:
@@ -91,6 +70,25 @@ class Scores:
         flags: NDArray[np.bool_] = self.scores >= np.float32(self.threshold)
         flags[self.muted] = False
         return flags
+
+    @property
+    def status_names(self) -> list[str]:
+        """[N]; `OK`, `WARMING_UP`, ..."""
+        return [STATUSES[status] for status in self.statuses.tolist()]
+
+    def in_order(self, rows: NDArray[np.int64]) -> Scores:
+        """The same for points in another order: point i of these becomes point `rows[i]`."""
+        back = np.empty_like(rows)
+        back[rows] = np.arange(len(rows))
+        return replace(
+            self,
+            scores=self.scores[back],
+            statuses=self.statuses[back],
+            point_versions=self.point_versions[back],
+            contributions={int(rows[i]): each for i, each in self.contributions.items()},
+            muted=rows[self.muted],
+            resent=rows[self.resent],
+        )
 
 
 def scores_of(response: scoring_pb2.ScoreResponse, sequence: int = 0) -> Scores:
@@ -108,6 +106,29 @@ def scores_of(response: scoring_pb2.ScoreResponse, sequence: int = 0) -> Scores:
         contributions=dict(zip(flagged, shares, strict=True)),
         muted=np.array(response.muted_index, np.int64),
         sequence=sequence,
+    )
+
+
+def joined(parts: Sequence[Scores]) -> Scores:
+    """The replies to the messages that some points were cut into, as one; the error of the first that has one."""
+    first, last = parts[0], parts[-1]
+    if len(parts) == 1:
+        return first
+    if failed := next((it for it in parts if it.error), None):
+        return replace(failed, sequence=first.sequence)
+    starts = np.cumsum([0, *(len(it.scores) for it in parts)]).tolist()
+    return Scores(
+        scores=np.concatenate([it.scores for it in parts]),
+        statuses=np.concatenate([it.statuses for it in parts]),
+        threshold=last.threshold,
+        version=last.version,
+        point_versions=np.concatenate([it.point_versions for it in parts]),
+        contributions={
+            start + i: each for start, it in zip(starts, parts, strict=False) for i, each in it.contributions.items()
+        },
+        muted=np.concatenate([start + it.muted for start, it in zip(starts, parts, strict=False)]),
+        sequence=first.sequence,
+        resent=np.concatenate([start + it.resent for start, it in zip(starts, parts, strict=False)]),
     )
 
 
@@ -131,30 +152,6 @@ def failed_message(error: ServiceError, sequence: int) -> Scores:
     return Scores(
         np.empty(0, np.float32), np.empty(0, np.uint8), np.nan, 0, np.empty(0, np.int64), sequence=sequence, error=error
     )
-
-
-def service_error(error: grpc.aio.AioRpcError) -> ServiceError:
-    """What went wrong with a call."""
-    for key, value in error.trailing_metadata() or ():
-        if key == DETAILS and isinstance(value, bytes):
-            return status_error(status_pb2.Status.FromString(value))
-    code = error.code().name
-    problem = (error.details() or code).rstrip(".") + "."
-    if code == "UNAVAILABLE":
-        return ServiceError(code, f"the server can not be reached: {problem}", hint="Start one: prunewatch serve.")
-    if code == "UNIMPLEMENTED":
-        return ServiceError(code, "the server does not offer this call.", hint="An edge only scores; ask a hub.")
-    return ServiceError(code, problem)
-
-
-def status_error(status: status_pb2.Status) -> ServiceError:
-    """The parts of a status as the service writes it."""
-    code = code_pb2.Code.Name(status.code)
-    info = error_details_pb2.ErrorInfo()
-    for detail in status.details:
-        if detail.Unpack(info):
-            return ServiceError(code, *(info.metadata.get(key, "") for key in ("problem", "field", "hint")))
-    return ServiceError(code, status.message)
 
 
 def detector_json(message: detectors_pb2.Detector) -> dict[str, Any]:
