@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 import harness
@@ -69,12 +69,16 @@ class Drawing:
         return self.ops(kind, *inputs, outputs=1, **attributes)[0]
 
 
-def window_graph(fitted: Fitted, top: Callable[[Drawing, Fitted, str], str]) -> bytes:
+Top = Callable[[Drawing, Iterable[torch.nn.Module], str], str]
+"""Draws layers over [T, B, F]; returns the name of the top layer's last h, [B, H]."""
+
+
+def window_graph(fitted: Fitted, top: Top) -> bytes:
     """Raw points [50, B, F] in, normalised error [B] of the newest one out; the same statistics as the step graph.
 
     Args:
         fitted: The detector.
-        top: Draws the layers over [49, B, F]; the name of the top layer's last h, [B, H].
+        top: Draws the layers.
     """
     graph, network = Drawing(), fitted.network
     centred = graph.op("Sub", "window", graph.const(fitted.scaler.center))
@@ -82,7 +86,7 @@ def window_graph(fitted: Fitted, top: Callable[[Drawing, Fitted, str], str]) -> 
     points = graph.op("Clip", scaled, graph.const(-CLIP), graph.const(CLIP))
     before, newest = graph.ops("Split", points, graph.const([WINDOW - 1, 1], np.int64), outputs=2, axis=0)
     head = (graph.const(network.head.weight.detach().numpy().T), graph.const(network.head.bias.detach().numpy()))
-    predicted = graph.op("Gemm", top(graph, fitted, before), *head)
+    predicted = graph.op("Gemm", top(graph, network.layers, before), *head)
     actual = graph.op("Squeeze", newest, graph.const([0], np.int64))
     form = fitted.views[0].form  # the mean over all features: there are no more than the worst few
     bound = form.clip / math.sqrt(FEATURES)
@@ -103,9 +107,9 @@ def window_graph(fitted: Fitted, top: Callable[[Drawing, Fitted, str], str]) -> 
     return bytes(model.SerializeToString())
 
 
-def by_operator(graph: Drawing, fitted: Fitted, signal: str) -> str:
+def by_operator(graph: Drawing, layers: Iterable[torch.nn.Module], signal: str) -> str:
     """One LSTM operator a layer."""
-    for layer in fitted.network.layers:
+    for layer in layers:
         w_in, w_h, b_in, b_h = (value[None] for value in _gates(layer, order=(0, 3, 1, 2)))  # ONNX: input, output, ...
         inputs = (graph.const(w_in), graph.const(w_h), graph.const(np.concatenate([b_in, b_h], axis=1)))
         every, last = graph.ops("LSTM", signal, *inputs, outputs=2, hidden_size=layer.hidden_size)
@@ -113,12 +117,12 @@ def by_operator(graph: Drawing, fitted: Fitted, signal: str) -> str:
     return graph.op("Squeeze", last, graph.const([0], np.int64))
 
 
-def unrolled(graph: Drawing, fitted: Fitted, signal: str) -> str:
+def unrolled(graph: Drawing, layers: Iterable[torch.nn.Module], signal: str) -> str:
     """The step graph's cells, once for each point; the first point meets a state of zeros."""
     axis = graph.const([0], np.int64)
     pieces = graph.ops("Split", signal, graph.const([1] * (WINDOW - 1), np.int64), outputs=WINDOW - 1, axis=0)
     signals = [graph.op("Squeeze", piece, axis) for piece in pieces]
-    for layer in fitted.network.layers:
+    for layer in layers:
         width = layer.hidden_size
         w_in, w_h, b_in, b_h = _gates(layer, order=(0, 1, 3, 2))
         weight, bias = graph.const(np.concatenate([w_in, w_h], axis=1).T), graph.const(b_in + b_h)
