@@ -388,7 +388,7 @@ async def compare(plans: list[Plan], rounds: int, seconds: float) -> dict[tuple[
             harness.say(f"starting {plan.name}, {plan.serves}")
             try:
                 contender = await stack.enter_async_context(plan.start())
-                each = min([await contender.seconds(2 * client.IN_FLIGHT) for _ in range(2)]) / (2 * client.IN_FLIGHT)
+                each = await contender.seconds(client.IN_FLIGHT) / client.IN_FLIGHT
                 ready[key] = contender, max(client.IN_FLIGHT, math.ceil(seconds / each))
             except (harness.Skip, TimeoutError) as reason:
                 told = " ".join(str(reason).split())  # it stands in a table
