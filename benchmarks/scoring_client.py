@@ -264,12 +264,22 @@ async def echo(folder: Path, core: int, port: int = 0) -> AsyncIterator[Side]:
 
 @contextlib.asynccontextmanager
 async def connected(port: int, seconds: float = 60, log: Path | None = None) -> AsyncIterator[Any]:
-    """A channel, once somebody listens; ends the benchmark when nobody does, with the end of `log`."""
+    """A channel, once somebody listens.
+
+    Args:
+        port: Of a service that has just been started.
+        seconds: How long to wait for it.
+        log: Of the service; its end is shown when nobody listens.
+
+    Raises:
+        TimeoutError: nobody listens.
+    """
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         try:
             await asyncio.wait_for(channel.channel_ready(), seconds)
         except TimeoutError:
-            sys.exit(f"nobody listens on port {port} after {seconds:.0f} s\n{_end_of(log)}")
+            harness.say(_end_of(log))
+            raise TimeoutError(f"it did not listen within {seconds:.0f} s") from None
         yield channel
 
 

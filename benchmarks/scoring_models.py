@@ -37,11 +37,13 @@ class Store:
         config: Its configuration.
         graphs: Step graphs by name: `small`, `parent` and `child`.
         units: Of the child, as 32-24.
+        detector: Which detector serves the child.
     """
 
     config: Path
     graphs: dict[str, bytes]
     units: str
+    detector: str = PRUNED
 
 
 def training_file(folder: Path) -> Path:

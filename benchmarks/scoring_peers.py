@@ -22,18 +22,19 @@ import shutil
 import sys
 import sysconfig
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import grpc.aio
 import harness
 import numpy as np
 import scoring_client as client
 import scoring_environments as environments
 import scoring_windows as windows
 from carried_state import WINDOW
-from scoring_models import FEATURES, PARENT_WIDTH, PRUNED, SERIES, Store
+from scoring_models import FEATURES, SERIES, Store
 from scoring_report import Part, at_least, rate, table
 
 PROGRAMS = client.HERE / "peers"
@@ -115,6 +116,7 @@ class Setting:
         networks: By name: `parent`, `child`.
         cache: Of environments.
         install: Make environments that are missing.
+        start_seconds: Who does not answer by then is left out.
     """
 
     folder: Path
@@ -124,6 +126,7 @@ class Setting:
     networks: Mapping[str, Network]
     cache: Path
     install: bool
+    start_seconds: float = START_SECONDS
 
 
 class Streamed:
@@ -172,6 +175,7 @@ class Ordered:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(order).encode() + b"\n")
+        await self._process.stdin.drain()
         answer = await self._process.stdout.readline()
         if not answer:
             raise harness.Skip("its client got no answer: see its log")
@@ -187,7 +191,7 @@ async def ours(setting: Setting, store: Store) -> AsyncIterator[Contender]:
     """The pruned child with carried state through ScoreStream."""
     (port,) = client.free_ports(1)
     async with client.hub(client.serve_command(store.config, port), port, setting.folder, setting.core) as side:
-        messages = client.Messages(PRUNED)
+        messages = client.Messages(store.detector)
         await client.require_scores(side, messages, store.graphs["child"])
         call = side.stream()
         await client.one_by_one(call, [messages.opening()])
@@ -214,7 +218,7 @@ async def plain(setting: Setting, network: Network, way: str) -> AsyncIterator[C
     command += ["--file", str(file), "--shape", str(WINDOW), str(SERIES), str(FEATURES)]
     log = setting.folder / f"{way}-{network.graph.stem}.log"
     with harness.running(harness.pinned(setting.core, command), log):
-        async with client.connected(port, START_SECONDS, log) as channel:
+        async with client.connected(port, setting.start_seconds, log) as channel:
             call = channel.stream_stream(SERVICE)()
             if way == "lstmad":
                 points = np.ascontiguousarray(setting.points[:, 0])  # of one series
@@ -230,7 +234,7 @@ async def plain(setting: Setting, network: Network, way: str) -> AsyncIterator[C
                     found.append(np.frombuffer(await call.read(), np.float32))
                 require_right(np.array(found), setting, network)
             yield Streamed(call, lambda: sent)
-            await call.done_writing()
+            call.cancel()
 
 
 @contextlib.asynccontextmanager
@@ -317,7 +321,7 @@ async def open_inference(
         )
     try:
         peer = Ordered(process)
-        await asyncio.wait_for(peer.order(points=str(setting.points_file)), START_SECONDS)
+        await asyncio.wait_for(peer.order(points=str(setting.points_file)), setting.start_seconds)
         found = np.array(await peer.order(score=spans()), np.float32)
         require_right(found, setting, network)
         yield peer
@@ -373,7 +377,7 @@ def prepared(store: Store, setting_folder: Path, points: np.ndarray, cache: Path
 
 
 async def compare(plans: list[Plan], rounds: int, seconds: float) -> dict[tuple[str, str], Times]:
-    """Starts all, checks all, and times all, turn by turn.
+    """Starts all, checks all, and times all, turn by turn; who fails is left out from there on.
 
     Args:
         plans: Who takes part.
@@ -386,20 +390,36 @@ async def compare(plans: list[Plan], rounds: int, seconds: float) -> dict[tuple[
         for plan in plans:
             key = (plan.name, plan.serves)
             harness.say(f"starting {plan.name}, {plan.serves}")
-            try:
+            with left_out(found[key], key):
                 contender = await stack.enter_async_context(plan.start())
-                each = await contender.seconds(client.IN_FLIGHT) / client.IN_FLIGHT
+                each = await timed(contender, client.IN_FLIGHT) / client.IN_FLIGHT
                 ready[key] = contender, max(client.IN_FLIGHT, math.ceil(seconds / each))
-            except (harness.Skip, TimeoutError) as reason:
-                told = " ".join(str(reason).split())  # it stands in a table
-                found[key].skipped = told or f"it did not answer within {START_SECONDS:.0f} s"
-                harness.say(f"SKIPPED {plan.name}, {plan.serves}: {found[key].skipped}")
         for turn in range(rounds):
             harness.say(f"round {turn + 1} of {rounds}")
             for key in sorted(ready, reverse=turn % 2 == 1):
                 contender, messages = ready[key]
-                found[key].rates.append(messages * SERIES / await contender.seconds(messages))
+                with left_out(found[key], key):
+                    found[key].rates.append(messages * SERIES / await timed(contender, messages))
+                if found[key].skipped:
+                    del ready[key]
     return found
+
+
+async def timed(contender: Contender, messages: int) -> float:
+    """Seconds of so many messages; a contender that hangs raises TimeoutError."""
+    return await asyncio.wait_for(contender.seconds(messages), START_SECONDS)
+
+
+@contextlib.contextmanager
+def left_out(times: Times, key: tuple[str, str]) -> Iterator[None]:
+    """Notes why a contender can not take part, and goes on."""
+    try:
+        yield
+    except (harness.Skip, TimeoutError, OSError, grpc.aio.AioRpcError) as reason:
+        told = reason.details() if isinstance(reason, grpc.aio.AioRpcError) else str(reason)
+        times.skipped = " ".join((told or f"it did not answer within {START_SECONDS:.0f} s").split())  # for a table
+        times.rates.clear()
+        harness.say(f"SKIPPED {', '.join(key)}: {times.skipped}")
 
 
 async def run(store: Store, folder: Path, core: int, *, quick: bool, cache: Path, install: bool) -> Part:
@@ -456,9 +476,7 @@ def _part(found: dict[tuple[str, str], Times], networks: dict[str, Network], uni
         sizes = "-".join(map(str, network.widths))
         ratio = ratios[f"points_vs_windowed_{serves}"] = own.median / timed[best]
         for name, times in sorted(peers.items(), key=lambda it: -timed.get(it[0], 0)):
-            size = (
-                sizes if name != "PyOD LSTMAD" else f"2x{PARENT_WIDTH if serves == 'parent' else min(network.widths)}"
-            )
+            size = sizes if name != "PyOD LSTMAD" else f"2x{min(network.widths)}"
             label = f"{name}, {serves} {size} over windows"
             if times.skipped:
                 rows.append([label, "50", "skipped", "", times.skipped])
