@@ -16,7 +16,8 @@ Parts, each a table; medians over rounds that take turns:
   memory     growth in N minutes of right, wrong and cancelled messages; only with --memory-minutes N
 
 MLServer and Triton live in environments of their own, which are made once under benchmarks/cache/ (pip, a minute or
-two each). A peer that can not be installed or started is skipped, and its row says why.
+two each); the pruned store is kept there too. A peer that can not be installed or started is skipped, and its row says
+why. With both there, all parts take a quarter of an hour, or three minutes with --quick.
 
 Examples:
   python benchmarks/scoring.py --quick --json scoring.json

@@ -33,9 +33,9 @@ import numpy as np
 import scoring_client as client
 import scoring_environments as environments
 import scoring_windows as windows
-from carried_state import WINDOW
 from scoring_models import FEATURES, SERIES, Store
 from scoring_report import Part, at_least, rate, table
+from window_graphs import WINDOW, Weights
 
 PROGRAMS = client.HERE / "peers"
 SERVICE = "/benchmark.Windowed/Stream"
@@ -361,9 +361,9 @@ def prepared(store: Store, setting_folder: Path, points: np.ndarray, cache: Path
     networks = {}
     for name in TARGETS:
         graph = store.graphs[name]
-        weights = windows.Weights.read(graph)
+        weights = Weights.read(graph)
         files = {ending: setting_folder / f"{name}.{ending}" for ending in ("npz", "onnx")}
-        np.savez(files["npz"], **weights.arrays())
+        np.savez(files["npz"], **windows.torch_arrays(weights))
         _, drawn = windows.quicker_graph(weights, np.ascontiguousarray(points[:WINDOW]), repeats=5)
         files["onnx"].write_bytes(drawn)
         width = min(weights.widths)  # LSTMAD has one width for all layers; the smaller one favours it

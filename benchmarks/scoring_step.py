@@ -8,7 +8,7 @@ import harness
 import numpy as np
 from scoring_models import FEATURES, SERIES
 from scoring_report import Part, at_least, table, us
-from scoring_windows import Weights
+from window_graphs import Weights
 
 from detectors.runtime import Runtime
 
@@ -27,7 +27,7 @@ def run(graph: bytes, *, quick: bool) -> Part:
     runtime, weights = Runtime(graph), Weights.read(graph)
     points, state = harness.drawn(1, SERIES, FEATURES, seed=4)[0], runtime.fresh(SERIES)
     rng = np.random.default_rng(0)
-    matrices = [*(matrix for matrix, _ in weights.layers), weights.head[0]]
+    matrices = [*(layer.matrix for layer in weights.layers), weights.head[0]]
     products = [
         (rng.standard_normal((SERIES, len(it))).astype(np.float32), np.ascontiguousarray(it), _blank(it))
         for it in matrices

@@ -1,13 +1,13 @@
-"""The network of a published bundle as one that runs over the last 50 points again for each point.
+"""What serving peers are given of a published bundle, and what they should answer.
 
-Peers serve this: they have no state to carry. Weights come out of the bundle's own step graph, and what a peer answers
-is compared with that graph: stepped through the same 50 points from a fresh state, it gives the same error.
+They run its network over the last 50 points again for each point, since they have no state to carry. What they answer
+is compared with the bundle's own step graph: through the same 50 points from a fresh state, it gives the same error.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import harness
@@ -15,118 +15,23 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
-from carried_state import WINDOW, Drawing, Top, by_operator, session, unrolled
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
-
-from detectors.training.networks.lstm import GATES
-
-TORCH_GATES = (0, 1, 3, 2)  # the step graph orders them input, forget, output, cell; torch: input, forget, cell, output
-FORMS: dict[str, Top] = {"unrolled": unrolled, "operator": by_operator}
-Array = NDArray[np.float32]
+from onnx import TensorProto, helper
+from window_graphs import FORMS, TORCH_GATES, WINDOW, Array, Weights, session, window_graph
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Everything between raw points and the error of the newest one.
-
-    Attributes:
-        center: [F] of the inputs; they are scaled by `inverse` [F] and cut at `clip`.
-        inverse: See `center`.
-        clip: See `center`.
-        layers: For each layer the gates' matrix [in + H, 4 H] and bias [4 H].
-        head: Matrix [H, F] and bias [F], already in units of the normalised error.
-        scale: [F], brings the newest point into these units.
-        bound: The normalised error of a feature is cut here.
-    """
-
-    center: Array
-    inverse: Array
-    clip: float
-    layers: tuple[tuple[Array, Array], ...]
-    head: tuple[Array, Array]
-    scale: Array
-    bound: float
-
-    @classmethod
-    def read(cls, graph: bytes) -> Weights:
-        """Of a step graph of an LSTM, as `detectors.training.export` draws it."""
-        drawn = onnx.load_from_string(graph).graph
-        held = {it.name: numpy_helper.to_array(it) for it in drawn.initializer}
-        made = {name: node for node in drawn.node for name in node.output}
-        scaled, residual = [node for node in drawn.node if node.op_type == "Clip"][:2]
-        inverse = made[scaled.input[0]]
-        newest, head = (made[name] for name in made[residual.input[0]].input)
-        gates = [node for node in drawn.node if node.op_type == "Gemm" and node.input[0] in made]
-        return cls(
-            center=held[made[inverse.input[0]].input[1]],
-            inverse=held[inverse.input[1]],
-            clip=float(held[scaled.input[2]][0]),
-            layers=tuple((held[node.input[1]], held[node.input[2]]) for node in gates),
-            head=(held[head.input[1]], held[head.input[2]]),
-            scale=held[newest.input[1]],
-            bound=float(held[residual.input[2]][0]),
-        )
-
-    @property
-    def widths(self) -> list[int]:
-        """Hidden units of each layer."""
-        return [len(bias) // GATES for _, bias in self.layers]
-
-    def modules(self) -> list[torch.nn.LSTM]:
-        """The layers in torch."""
-        return [_module(*layer) for layer in self.layers]
-
-    def arrays(self) -> dict[str, Array]:
-        """For `peers/window_service.py --with torch`."""
-        held = {f"{i}.{name}": it.numpy() for i, m in enumerate(self.modules()) for name, it in m.state_dict().items()}
-        matrix, bias = self.head
-        numbers = {"clip": np.float32(self.clip), "bound": np.float32(self.bound)}
-        columns = {"center": self.center, "inverse": self.inverse, "scale": self.scale}
-        return {**held, **numbers, **columns, "head.weight": matrix.T, "head.bias": bias}
-
-
-def _module(matrix: Array, bias: Array) -> torch.nn.LSTM:
-    width = len(bias) // GATES
-    layer = torch.nn.LSTM(len(matrix) - width, width)
-    rows = np.concatenate([np.split(matrix, GATES, axis=1)[gate] for gate in TORCH_GATES], axis=1).T
-    both = np.concatenate([np.split(bias, GATES)[gate] for gate in TORCH_GATES])
-    weights = (rows[:, :-width], rows[:, -width:], both, np.zeros_like(both))
-    names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
-    layer.load_state_dict(
-        {name: torch.from_numpy(np.ascontiguousarray(it)) for name, it in zip(names, weights, strict=True)}
-    )
-    return layer
-
-
-def window_graph(weights: Weights, top: Top) -> bytes:
-    """Raw points [50, B, F] in, error [B] of the newest one out.
-
-    Args:
-        weights: Of a bundle.
-        top: Draws the layers.
-    """
-    graph = Drawing()
-    centred = graph.op("Sub", "window", graph.const(weights.center))
-    scaled = graph.op("Mul", centred, graph.const(weights.inverse))
-    points = graph.op("Clip", scaled, graph.const(-weights.clip), graph.const(weights.clip))
-    before, newest = graph.ops("Split", points, graph.const([WINDOW - 1, 1], np.int64), outputs=2, axis=0)
-    predicted = graph.op("Gemm", top(graph, weights.modules(), before), *map(graph.const, weights.head))
-    actual = graph.op("Squeeze", graph.op("Mul", newest, graph.const(weights.scale)), graph.const([0], np.int64))
-    residual = graph.op("Sub", actual, predicted)
-    z = graph.op("Clip", residual, graph.const(-weights.bound), graph.const(weights.bound))
-    total = [graph.op("Mul", z, z), graph.const([1], np.int64)]
-    graph.nodes.append(helper.make_node("ReduceSum", total, ["error"], keepdims=0))
-    drawn = helper.make_graph(
-        graph.nodes,
-        "window",
-        [helper.make_tensor_value_info("window", TensorProto.FLOAT, [WINDOW, "B", len(weights.center)])],
-        [helper.make_tensor_value_info("error", TensorProto.FLOAT, ["B"])],
-        graph.constants,
-    )
-    model = helper.make_model(drawn, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
-    onnx.checker.check_model(model, full_check=True)
-    return bytes(model.SerializeToString())
+def torch_arrays(weights: Weights) -> dict[str, Array]:
+    """For `peers/window_service.py --with torch`."""
+    held: dict[str, Array] = {}
+    for i, layer in enumerate(weights.layers):
+        w_in, w_h, bias = layer.ordered(TORCH_GATES)
+        named = {"weight_ih_l0": w_in, "weight_hh_l0": w_h, "bias_ih_l0": bias, "bias_hh_l0": np.zeros_like(bias)}
+        held |= {f"{i}.{name}": value for name, value in named.items()}
+    matrix, bias = weights.head
+    numbers = {"clip": np.float32(weights.clip), "bound": np.float32(weights.bound)}
+    columns = {"center": weights.center, "inverse": weights.inverse, "scale": weights.scale}
+    every = {**held, **numbers, **columns, "head.weight": matrix.T, "head.bias": bias}
+    return {name: np.ascontiguousarray(value) for name, value in every.items()}
 
 
 def quicker_graph(weights: Weights, windows: Array, repeats: int) -> tuple[str, bytes]:
@@ -137,7 +42,7 @@ def quicker_graph(weights: Weights, windows: Array, repeats: int) -> tuple[str, 
         windows: [50, B, F] to time both with.
         repeats: Runs of each; the quickest counts.
     """
-    graphs = {name: window_graph(weights, top) for name, top in FORMS.items()}
+    graphs = {name: window_graph(weights, form) for name, form in FORMS.items()}
     sessions = {name: session(graph) for name, graph in graphs.items()}
     took = {name: min(_seconds(it, windows) for _ in range(repeats)) for name, it in sessions.items()}
     best = min(took, key=took.__getitem__)
@@ -173,8 +78,6 @@ def reference(graph: bytes) -> Callable[[Array], Array]:
 
 def lstmad(path: Path, train: Array, width: int) -> None:
     """Fits PyOD's LSTMAD for one epoch and keeps what it scores with: time does not depend on how good it is."""
-    import json
-
     from pyod.models.ts_lstm import LSTMAD
 
     torch.manual_seed(0)

@@ -37,6 +37,7 @@ def benchmark(monkeypatch):
     import scoring_models
     import scoring_peers
     import scoring_windows
+    import window_graphs
     import window_service
     import windowed
 
@@ -48,6 +49,7 @@ def benchmark(monkeypatch):
         models=scoring_models,
         peers=scoring_peers,
         windows=scoring_windows,
+        graphs=window_graphs,
         service=window_service,
         windowed=windowed,
     )
@@ -69,7 +71,7 @@ def points() -> np.ndarray:
 
 def test_weights_are_read_from_a_published_graph(benchmark, graph) -> None:
     """Widths of both layers are those of the network, whatever was pruned."""
-    weights = benchmark.windows.Weights.read(graph)
+    weights = benchmark.graphs.Weights.read(graph)
 
     assert weights.widths == list(WIDTHS.values())
     assert weights.head[0].shape == (3, len(FOUR))
@@ -79,7 +81,7 @@ def test_weights_are_read_from_a_published_graph(benchmark, graph) -> None:
 def test_a_window_in_onnx_runtime_gives_the_error_of_the_step_graph(benchmark, graph, points, form, tmp_path) -> None:
     """Each point over the 50 that end there, against the step graph from a fresh state, before smoothing."""
     windows = benchmark.windows
-    drawn = windows.window_graph(windows.Weights.read(graph), windows.FORMS[form])
+    drawn = benchmark.graphs.window_graph(benchmark.graphs.Weights.read(graph), benchmark.graphs.FORMS[form])
     (tmp_path / "window.onnx").write_bytes(drawn)
     peer = benchmark.windowed.Windows(benchmark.windowed.onnx_judge(str(tmp_path / "window.onnx")), (50, 5, 4))
 
@@ -94,7 +96,7 @@ def test_a_window_in_onnx_runtime_gives_the_error_of_the_step_graph(benchmark, g
 def test_a_window_in_torch_gives_the_error_of_the_step_graph(benchmark, graph, points, tmp_path) -> None:
     """The weights that the service loads are those of the bundle, gate by gate."""
     windows = benchmark.windows
-    np.savez(tmp_path / "weights.npz", **windows.Weights.read(graph).arrays())
+    np.savez(tmp_path / "weights.npz", **windows.torch_arrays(benchmark.graphs.Weights.read(graph)))
 
     found = benchmark.service.torch_judge(tmp_path / "weights.npz")(points[:50])
 
@@ -187,7 +189,7 @@ def _setting(benchmark, folder: Path):
     drawn = step_graph(calibrated(network, names, Scaler.fit(data), Stretches.of([data])))
     points = benchmark.harness.drawn(60, models.SERIES, models.FEATURES, seed=5)
     np.save(folder / "points.npy", points)
-    graph = benchmark.windows.window_graph(benchmark.windows.Weights.read(drawn), benchmark.windows.FORMS["operator"])
+    graph = benchmark.graphs.window_graph(benchmark.graphs.Weights.read(drawn), benchmark.graphs.FORMS["operator"])
     (folder / "window.onnx").write_bytes(graph)
     served = benchmark.peers.Network(
         folder / "none.npz", folder / "window.onnx", folder / "none.npz", [4], benchmark.windows.reference(drawn)
