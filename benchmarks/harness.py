@@ -57,10 +57,17 @@ def parser(module_doc: str) -> argparse.ArgumentParser:
     return made
 
 
-def publish(name: str, result: Result, args: argparse.Namespace) -> None:
-    """Writes the table between the markers of `name`, the JSON file, and the table to standard output."""
+def publish(name: str, result: Result, args: argparse.Namespace, *, signed: bool = True) -> None:
+    """Writes the table between the markers of `name`, the JSON file, and the table to standard output.
+
+    Args:
+        name: Of the benchmark.
+        result: What it found.
+        args: Of `parser`.
+        signed: Add a line that says where the table comes from; else it has such lines itself.
+    """
     facts = {"machine": machine(), "versions": versions(), "commit": commit()}
-    lines = [result.table.strip(), "", _origin(facts, quick=args.quick)]
+    lines = [result.table.strip(), *(["", _origin(facts, quick=args.quick)] if signed else [])]
     document = args.docs.read_text(encoding="utf-8")
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
@@ -185,8 +192,12 @@ def verdict(met: bool) -> str:
     return "met" if met else "**missed**"
 
 
+def origin(*, quick: bool) -> str:
+    """Where a table of this run comes from, in one line."""
+    return _origin({"machine": machine(), "versions": versions(), "commit": commit()}, quick=quick)
+
+
 def _origin(facts: dict[str, Any], *, quick: bool) -> str:
-    """Where a table comes from, in one line."""
     packages = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     kind = "quick run" if quick else "full run"
     return (

@@ -19,6 +19,8 @@ MLServer and Triton live in environments of their own, which are made once under
 two each); the pruned store is kept there too. A peer that can not be installed or started is skipped, and its row says
 why. With both there, all parts take a quarter of an hour, or three minutes with --quick.
 
+Parts that are not run keep their tables in the document.
+
 Examples:
   python benchmarks/scoring.py --quick --json scoring.json
   python benchmarks/scoring.py --only peers echo
@@ -32,6 +34,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +55,9 @@ __all__ = ["Messages", "fitted_store", "free_ports", "one_by_one", "pipelined"] 
 
 USUAL = ("echo", "step", "peers", "streams", "metrics", "precision")
 PARTS = (*USUAL, "memory")
+SHOWN = ("peers", "echo", "step", "streams", "memory", "metrics", "precision")
+"""Their order in the document."""
+PART = "<!-- part {} -->"
 
 
 def run(args: argparse.Namespace) -> harness.Result:
@@ -64,8 +70,21 @@ def run(args: argparse.Namespace) -> harness.Result:
     parts = dict(_parts(args, client_core, service_core))
     figures = {name: part.figures for name, part in parts.items()}
     ratios = {key: value for part in parts.values() for key, value in part.ratios.items()}
-    tables = [f"**{part.title}**\n\n{part.table}" for part in parts.values()]
+    blocks = kept(args.docs) | {name: block(part, quick=args.quick) for name, part in parts.items()}
+    tables = [f"{PART.format(name)}\n{blocks[name]}" for name in SHOWN if name in blocks]
     return harness.Result(figures, ratios, "\n\n".join(tables))
+
+
+def block(part: Part, *, quick: bool) -> str:
+    """A part as it stands in the document, with where it comes from."""
+    return f"**{part.title}**\n\n{part.table}\n\n{harness.origin(quick=quick)}"
+
+
+def kept(document: Path) -> dict[str, str]:
+    """Parts that stand in the document: those that do not run stay as they are."""
+    section = re.search(r"<!-- scoring:begin -->(.*)<!-- scoring:end -->", document.read_text("utf-8"), re.DOTALL)
+    pieces = re.split(PART.format(r"(\w+)"), section[1] if section else "")
+    return {name: text.strip() for name, text in zip(pieces[1::2], pieces[2::2], strict=True)}
 
 
 def _parts(args: argparse.Namespace, client_core: int, core: int) -> Iterator[tuple[str, Part]]:
@@ -164,7 +183,7 @@ def main() -> None:
     """Runs as a script."""
     args = arguments()
     try:
-        harness.publish("scoring", run(args), args)
+        harness.publish("scoring", run(args), args, signed=False)
     except harness.Skip as reason:
         harness.skip("scoring", reason, args)
 

@@ -32,6 +32,7 @@ def benchmark(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "peers"))
     import harness
     import profile_scoring
+    import scoring
     import scoring_client
     import scoring_environments
     import scoring_models
@@ -43,6 +44,7 @@ def benchmark(monkeypatch):
 
     return SimpleNamespace(
         harness=harness,
+        main=scoring,
         profile=profile_scoring,
         client=scoring_client,
         environments=scoring_environments,
@@ -158,6 +160,17 @@ def test_samples_belong_to_their_innermost_known_frame(benchmark) -> None:
         benchmark.profile.POLLER: 3,
     }
     assert functions["score (server/hosted.py)"] == 8
+
+
+def test_parts_that_do_not_run_keep_their_tables(benchmark, tmp_path) -> None:
+    """What stands in the document for a part comes back as it was, under its name, and nothing else."""
+    document = tmp_path / "benchmarks.md"
+    parts = "<!-- part peers -->\n**Peers**\n\n| a |\n\n*one*\n\n<!-- part step -->\n**Step**\n\n*two*\n"
+    document.write_text(f"before\n<!-- scoring:begin -->\n{parts}<!-- scoring:end -->\n<!-- part echo -->\nafter")
+
+    kept = benchmark.main.kept(document)
+
+    assert kept == {"peers": "**Peers**\n\n| a |\n\n*one*", "step": "**Step**\n\n*two*"}
 
 
 @pytest.mark.slow
