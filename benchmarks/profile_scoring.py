@@ -54,7 +54,8 @@ PLACES = {
 """By the first that a frame matches, from the innermost frame outwards; frames read `function (file:line)`."""
 WAITING = re.compile(r"^(_worker \(concurrent/futures/thread\.py|wait \(threading\.py|select \(selectors\.py)")
 BACKGROUND = re.compile(r"_worker \(concurrent/futures/thread\.py")
-OURS = re.compile(r"^(?P<function>\S+) \((?P<file>(?:server|detectors)/\w+\.py)")  # commands only wait for the end
+OURS = re.compile(r"^(?P<function>\S+) \((?P<file>(?:server(?!/(?:app|cli)\.)|detectors)/\w+\.py)")
+"""Functions that are shown; `main` and `run` are on every stack of the main thread."""
 _COMPILED = {place: re.compile(pattern) for place, pattern in PLACES.items()}
 
 

@@ -160,6 +160,7 @@ def test_samples_belong_to_their_innermost_known_frame(benchmark) -> None:
         benchmark.profile.POLLER: 3,
     }
     assert functions["score (server/hosted.py)"] == 8
+    assert "run (server/app.py)" not in functions
 
 
 def test_parts_that_do_not_run_keep_their_tables(benchmark, tmp_path) -> None:
