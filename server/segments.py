@@ -108,7 +108,7 @@ def write_segment(path: Path, table: pa.Table, arrival: Arrival) -> None:
 
 
 def _encoding(schema: pa.Schema) -> dict[str, Any]:
-    """How columns are written: dictionaries only where values repeat; of measurements they are large and slow to make."""
+    """How columns are written: dictionaries only where values repeat. Of measurements they are slow to make."""
     floats = [field.name for field in schema if pa.types.is_float32(field.type)]
     return {"compression": "zstd", "use_dictionary": ["series", "stamp"], "use_byte_stream_split": floats}
 
