@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from detectors.errors import InvalidInputError, NotFoundError
 from prunewatch import inference
-from server.admission import Writer
 from server.anomalies import shares_of
 from server.host import Host
 from server.hosted import HostedDetector, Outcome
@@ -25,6 +24,7 @@ from server.learning import LEARNING_VERSION
 from server.listener import Listener
 from server.metrics import Metrics, program_version
 from server.statuses import status_of
+from server.streams import Stream
 
 EXTENSIONS = ("model_configuration", "parameters")
 """Not `sequence`: series are carried on, but sequence_start and sequence_end do nothing."""
@@ -95,11 +95,11 @@ class InferenceServicer:
 
     async def ModelStreamInfer(self, request_iterator: Any, context: Context) -> None:
         """Messages of points, each answered once, in order; one that can not be used is answered with its error."""
-        async with self._listener.slow_readers.answering(context) as writer:
-            await self._stream(context, writer)
+        async with self._listener.streams.opened(context) as stream:
+            await self._answer(stream)
 
-    async def _stream(self, context: Context, writer: Writer) -> None:
-        while (message := await context.read()) is not grpc.aio.EOF:
+    async def _answer(self, stream: Stream) -> None:
+        while (message := await stream.read()) is not grpc.aio.EOF:
             began = time.perf_counter()
             try:
                 response = ModelStreamInferResponse(infer_response=await self._infer(readable(message)))
@@ -109,7 +109,7 @@ class InferenceServicer:
                 response.infer_response.id = getattr(message, "id", "")[:LONGEST_ID]
                 response.infer_response.model_name = getattr(message, "model_name", "")[:SHOWN]
             response.infer_response.parameters[FINAL].bool_param = True
-            await writer.write(response)
+            await stream.write(response)
             self._message_seconds.observe(time.perf_counter() - began)
 
     async def _infer(self, request: Any) -> Any:

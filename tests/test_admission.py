@@ -136,11 +136,7 @@ async def test_who_does_not_read_is_ended_and_stalls_nobody(tmp_path: Path) -> N
         async with grpc.aio.insecure_channel(f"127.0.0.1:{hub.listener.port}", options=SMALL_WINDOWS) as other:
             deaf = [asyncio.create_task(_write_only(other)) for _ in range(100)]
 
-            async def are_stuck() -> bool:
-                before = time.monotonic() - 0.5
-                return sum(0 < it.since < before for it in hub.listener.slow_readers._writers) == 100
-
-            await eventually(are_stuck)
+            await eventually(lambda: asyncio.sleep(0, len(hub.listener.streams.stuck) == 100))
             began = time.monotonic()
             beside = await _times(stub, 100)
             await eventually(lambda: asyncio.sleep(0, hub.listener.gate.streams == 0), seconds=30)
@@ -153,7 +149,7 @@ async def test_who_does_not_read_is_ended_and_stalls_nobody(tmp_path: Path) -> N
 
     assert (count, callers) == (100, 0)
     assert took < 15
-    assert np.median(beside) < 3 * np.median(calm) + 0.002
+    assert np.median(beside) < 5 * np.median(calm) + 0.005  # would be seconds if they had to wait for it
 
 
 async def _times(stub: ScoringServiceStub, n: int) -> list[float]:
