@@ -32,6 +32,8 @@ GROWTH_TARGET = 1.0  # MB an hour
 MESSAGES_PER_SECOND = 100.0
 SETTLE_SHARE = 0.25  # of the time, before memory counts: buffers, caches and the allocator fill
 SAMPLE_SECONDS = 1.0
+TIDES = 30
+"""Memory rises and falls as history is written; what stays is the lowest of each of so many parts of the time."""
 
 
 @dataclass
@@ -217,18 +219,18 @@ async def memory(config: Path, folder: Path, core: int, minutes: float) -> Part:
             sent["wrong" if is_wrong else "right"] += 1
             await asyncio.sleep(max(0.0, now + 1 / MESSAGES_PER_SECOND - time.monotonic()))
         await call.done_writing()
-    settled = samples[int(len(samples) * SETTLE_SHARE) :]
-    at, size = np.array(settled, np.float64).T
+    settled = np.array(samples[int(len(samples) * SETTLE_SHARE) :], np.float64)
+    tides = [it[it[:, 1].argmin()] for it in np.array_split(settled, min(TIDES, max(2, len(settled) // 2)))]
+    at, size = np.array(tides).T
     slope = float(np.polyfit((at - at[0]) / 3600, size / 1e6, 1)[0])
     figures = {
         "minutes": minutes,
         "messages": sent,
         "points": sent["right"] * SERIES,
         "megabytes_an_hour": slope,
-        "first_bytes": int(size[0]),
-        "last_bytes": int(size[-1]),
+        "lowest_bytes": size.astype(int).tolist(),
     }
-    heads = ["minutes", "messages right / wrong / cancelled", "resident, first -> last", "growth", "target"]
+    heads = ["minutes", "messages right / wrong / cancelled", "resident, lowest, first -> last", "growth", "target"]
     counts = " / ".join(f"{n:,}" for n in sent.values())
     row = [
         f"{minutes:g}",

@@ -272,4 +272,4 @@ def test_streams_and_memory_run(benchmark, tmp_path) -> None:
     assert streams["prunewatch"]["errors"] == 0
     assert streams["prunewatch"]["points"] == streams["streams"] * streams["seconds"]
     assert memory["messages"]["cancelled"] > 0
-    assert {"megabytes_an_hour", "first_bytes", "last_bytes"} <= memory.keys()
+    assert {"megabytes_an_hour", "lowest_bytes"} <= memory.keys()
