@@ -24,6 +24,7 @@ from detectors.served import Served
 from detectors.stamps import NO_STAMP, StampPolicy, Status
 from server.anomalies import Found, top_shares
 from server.anomaly_keeping import AnomalyBuffer
+from server.background import in_background
 from server.config import Budget, DetectorConfig
 from server.drift import Drift
 from server.keeping import HistoryBuffer, HistorySink, Kept, write
@@ -318,9 +319,9 @@ class HostedDetector:
                 return
             try:
                 if self._buffer.stalled:
-                    await asyncio.to_thread(sink.flush)
+                    await in_background(sink.flush)
                 self._buffer.stalled = False
-                await asyncio.to_thread(write, self._buffer.take(), sink)
+                await in_background(write, self._buffer.take(), sink)
             except OSError:
                 self._buffer.stalled = True
                 logger.exception("history of %s could not be written; it will be tried again", self.name)
@@ -341,7 +342,7 @@ class HostedDetector:
         """Keeps points that came from a file."""
         async with self._writing:
             if self.history is not None:
-                await asyncio.to_thread(self.history.add_points, stamps, values)
+                await in_background(self.history.add_points, stamps, values)
 
     def observe(self) -> None:
         """Refreshes the gauges."""
@@ -382,10 +383,10 @@ class HostedDetector:
                 for first in range(0, len(slots), SHELVED_AT_ONCE):
                     some = slots[first : first + SHELVED_AT_ONCE]
                     copies = scorer.copies(some[scorer.series.seat[some] >= 0])
-                    await asyncio.to_thread(shelf.put, copies.rows)
+                    await in_background(shelf.put, copies.rows)
                     scorer.saved(copies)
                 scorer.leave_excess()
-                await asyncio.to_thread(shelf.settle)
+                await in_background(shelf.settle)
             except OSError:
                 logger.exception("series of %s could not be put on the shelf; it will be tried again", self.name)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -15,6 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from detectors.errors import PreconditionError
 from server.admin import Admin
 from server.admission import Gate
+from server.background import SWITCH_SECONDS
 from server.config import Settings, split_address
 from server.host import Host
 from server.interceptors import Guard
@@ -129,6 +131,7 @@ def _taken(field: str, address: str) -> PreconditionError:
 async def until_asked_to_stop(start: Callable[[], Awaitable[None]], stop: Callable[[], Awaitable[None]]) -> None:
     """Starts, waits for SIGTERM or SIGINT, and stops."""
     asked = asyncio.Event()
+    sys.setswitchinterval(SWITCH_SECONDS)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked.set)
