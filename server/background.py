@@ -20,8 +20,9 @@ T = TypeVar("T")
 def _step_back() -> None:
     """Linux gives each thread a priority of its own; elsewhere it stays as it is."""
     if hasattr(os, "setpriority") and os.uname().sysname == "Linux":
+        thread = threading.get_native_id()
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS)
 
 
 _THREADS = ThreadPoolExecutor(2, thread_name_prefix="background", initializer=_step_back)

@@ -349,9 +349,9 @@ class HostedDetector:
         if (scorer := self._scorer) is not None:
             self.metrics.series.set(len(scorer.series))
             self.metrics.seated.set(scorer.series.seated)
-            self.metrics.evicted.inc(scorer.left)
-            self.metrics.restored.inc(scorer.returned)
-            scorer.left = scorer.returned = 0
+            self.metrics.evicted.inc(scorer.carried.left)
+            self.metrics.restored.inc(scorer.carried.returned)
+            scorer.carried.left = scorer.carried.returned = 0
             self.metrics.state_bytes.set(scorer.state_bytes)
 
     # series
@@ -378,14 +378,14 @@ class HostedDetector:
             shelf, scorer = self._shelf, self._scorer
             if shelf is None or scorer is None or self.deleted:
                 return
-            slots = scorer.unsaved()
+            slots = scorer.carried.unsaved()
             try:
                 for first in range(0, len(slots), SHELVED_AT_ONCE):
                     some = slots[first : first + SHELVED_AT_ONCE]
-                    copies = scorer.copies(some[scorer.series.seat[some] >= 0])
+                    copies = scorer.carried.copies(some[scorer.series.seat[some] >= 0])
                     await in_background(shelf.put, copies.rows)
-                    scorer.saved(copies)
-                scorer.leave_excess()
+                    scorer.carried.saved(copies)
+                scorer.carried.leave_excess()
                 await in_background(shelf.settle)
             except OSError:
                 logger.exception("series of %s could not be put on the shelf; it will be tried again", self.name)
@@ -406,14 +406,14 @@ class HostedDetector:
         async with self._shelving:
             if len(slots):
                 self.stepper.drain()  # what waits knows its series by their slots
-                self.live().let_go(slots)
+                self.live().carried.let_go(slots)
         return len(slots)
 
     async def restart(self, names: Sequence[str]) -> int:
         """Lets series warm up again, their stamps go on; returns how many there are."""
         async with self._shelving:
             slots = self.live().series.known(names)
-            self.live().begin_anew(slots)
+            self.live().carried.begin_anew(slots)
         return len(slots)
 
     # changing versions
@@ -439,7 +439,7 @@ class HostedDetector:
                 is_first = scorer.served.version == LEARNING_VERSION  # it takes over from none
                 await self._follow(scorer, served)
                 if is_first:
-                    await asyncio.to_thread(scorer.unshelve)
+                    scorer.carried.unshelve()
                 else:
                     self.metrics.swaps.inc()
                     self.before = self.usage
