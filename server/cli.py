@@ -26,6 +26,7 @@ from server.commands.plot import plot
 from server.commands.prune import prune
 from server.commands.report import report
 from server.commands.score import score
+from server.commands.series import series
 from server.commands.serve import demo, serve, validate
 from server.commands.serving import delete, freeze, pin, rollback, unfreeze, unpin
 from server.commands.show import show
@@ -37,7 +38,7 @@ ERROR = 2
 INTERRUPTED = 130
 
 PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
-    "Detect": (fit, tune, score, plot, anomalies, feedback, maintenance, show),
+    "Detect": (fit, tune, score, plot, anomalies, series, feedback, maintenance, show),
     "Shrink": (prune, frontier, cycles, simulate, report, rollback, pin, unpin, freeze, unfreeze, delete),
     "Run": (serve, validate, bench, doctor, backup, restore, healthcheck, edge, export, demo),
 }

@@ -21,7 +21,7 @@ from detectors.runtime import FloatArray
 from detectors.scorer import Scored, Scorer
 from detectors.series import Rows
 from detectors.served import Served
-from detectors.stamps import NO_STAMP, StampPolicy, Status
+from detectors.stamps import StampPolicy, Status
 from server.anomalies import Found, top_shares
 from server.anomaly_keeping import AnomalyBuffer
 from server.background import in_background
@@ -365,12 +365,20 @@ class HostedDetector:
         if self._scorer is None:
             return
         series, shelf = self._scorer.series, self._shelf
-        shelved = {it.name: it.last_stamp for it in shelf.labels()} if shelf is not None else {}
+        shelved = {it.name: it for it in shelf.labels()} if shelf is not None else {}
         for it in islice(read(series.ring_points), min(series.max_series, series.room)):
-            if it.last_stamp > shelved.get(it.name, NO_STAMP):  # else it goes on from the shelf, bit by bit
-                (slot,) = series.slots([it.name])
-                series.put(slot, len(it.values), it.values)
-                series.last_stamp[slot] = it.last_stamp
+            label = shelved.get(it.name)
+            if label is not None and it.last_stamp <= label.last_stamp:
+                continue  # it goes on from the shelf, bit by bit, or was let go
+            values = it.values if label is None else it.since(label.last_stamp, max(label.seen, 0))
+            (slot,) = series.slots([it.name])
+            series.put(slot, len(values), values)
+            series.last_stamp[slot] = it.last_stamp
+
+    def unshelve(self) -> None:
+        """Lets the series on the shelf go on where nothing serves yet; where a version does, `serve` has done it."""
+        if self._scorer is not None and self.served is None:
+            self._scorer.carried.unshelve()
 
     async def shelve(self) -> None:
         """Puts the series that have moved on on the shelf, where they outlive the process."""
@@ -395,25 +403,31 @@ class HostedDetector:
         scorer, after = self._scorer, self.config.series_expire_after
         if scorer is None or after is None:
             return 0
-        before = self._clock() / 1e9 - after
-        return await self._let_go(scorer.series.silent_since(before))
+        silent = scorer.series.silent_since(self._clock() / 1e9 - after)
+        try:
+            self.stepper.let_go(scorer, silent)
+        except OSError:  # the series of others must not suffer
+            logger.exception("silent series of %s could not be forgotten; it will be tried again", self.name)
+            return 0
+        return len(silent)
 
     async def forget(self, names: Sequence[str]) -> int:
-        """Forgets series: their stamps, state and points in memory; returns how many there were."""
-        return await self._let_go(self.live().series.known(names))
+        """Forgets series: their stamps, state and points in memory; returns how many there were.
 
-    async def _let_go(self, slots: NDArray[np.int64]) -> int:
-        async with self._shelving:
-            if len(slots):
-                self.stepper.drain()  # what waits knows its series by their slots
-                self.live().carried.let_go(slots)
+        Raises:
+            OSError: that can not be written; the series are what they were.
+        """
+        scorer = self.live()
+        slots = scorer.series.known(names)  # nobody else comes between this and the end: slots change hands
+        self.stepper.let_go(scorer, slots)
         return len(slots)
 
     async def restart(self, names: Sequence[str]) -> int:
         """Lets series warm up again, their stamps go on; returns how many there are."""
-        async with self._shelving:
-            slots = self.live().series.known(names)
-            self.live().carried.begin_anew(slots)
+        scorer = self.live()
+        slots = scorer.series.known(names)
+        self.stepper.drain()  # points that came before are of the past
+        scorer.carried.begin_anew(slots)
         return len(slots)
 
     # changing versions

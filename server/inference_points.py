@@ -30,6 +30,8 @@ class Points:
         values: [N, F].
         shape: Of the points as they came: [N], or [B, T] of windows.
         ephemeral: They start from a fresh state and leave no trace.
+        starts: The series are forgotten before: these points begin new ones.
+        ends: The series are forgotten afterwards.
     """
 
     names: list[str]
@@ -38,6 +40,8 @@ class Points:
     values: FloatArray
     shape: tuple[int, ...]
     ephemeral: bool
+    starts: bool = False
+    ends: bool = False
 
     @property
     def one_each(self) -> bool:
@@ -52,6 +56,7 @@ def points_of(request: Any, hosted: HostedDetector) -> Points:
         InvalidInputError: it can not be used; the field is the input or the parameter.
     """
     sequence, mode = _sequence_id(request), _mode(request)
+    starts, ends = _flag(request, "sequence_start"), _flag(request, "sequence_end")
     inputs = read_inputs(request)
     values, shape = inputs.values, inputs.values.shape[:-1]
     _check_values(values, hosted)
@@ -74,7 +79,9 @@ def points_of(request: Any, hosted: HostedDetector) -> Points:
             field="stamps",
             hint="Send INT64 nanoseconds since the epoch, one for each point, or configure it with time: index.",
         )
-    return Points(names, index, stamps, values.reshape(len(index), -1), shape, ephemeral)
+    lasts = not ephemeral  # else they start and end here anyway
+    points = values.reshape(len(index), -1)
+    return Points(names, index, stamps, points, shape, ephemeral, starts=starts and lasts, ends=ends and lasts)
 
 
 def _check_values(values: FloatArray, hosted: HostedDetector) -> None:
@@ -137,6 +144,16 @@ def _sequence_id(request: Any) -> str | None:
         )
     told = getattr(parameter, choice)
     return str(told % UNSIGNED if choice == "int64_param" else told) if told else None  # 0 and "" mean none
+
+
+def _flag(request: Any, name: str) -> bool:
+    """`sequence_start` or `sequence_end`; not said is false."""
+    if name not in request.parameters:
+        return False
+    parameter = request.parameters[name]
+    if parameter.WhichOneof("parameter_choice") != "bool_param":
+        raise InvalidInputError("this is neither true nor false.", field=name, hint="Send bool_param.")
+    return bool(parameter.bool_param)
 
 
 def _mode(request: Any) -> str | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -26,8 +27,7 @@ from server.metrics import Metrics, program_version
 from server.statuses import status_of
 from server.streams import Stream
 
-EXTENSIONS = ("model_configuration", "parameters")
-"""Not `sequence`: series are carried on, but sequence_start and sequence_end do nothing."""
+EXTENSIONS = ("model_configuration", "parameters", "sequence")
 FINAL = "triton_final_response"  # Triton's clients read a stream until the answer that has it
 LONGEST_ID = 1024  # characters; an id comes back with every answer
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -37,6 +37,7 @@ ServerMetadataResponse = inference.message("ServerMetadataResponse")
 ModelReadyResponse = inference.message("ModelReadyResponse")
 ModelInferResponse = inference.message("ModelInferResponse")
 ModelStreamInferResponse = inference.message("ModelStreamInferResponse")
+logger = logging.getLogger(__name__)
 
 
 class InferenceServicer:
@@ -138,15 +139,35 @@ class InferenceServicer:
 
 
 async def _scored(hosted: HostedDetector, points: Points) -> Outcome:
-    """The same path as that of ScoringService."""
+    """The same path as that of ScoringService; series start and end as with DeleteSeries."""
     if hosted.n_features is None and not points.ephemeral:
         hosted.take_width(points.values.shape[1])
     track = hosted.track(ephemeral=points.ephemeral)
-    scorer, slots = track.add(points.names)
+    before = _known(hosted, points.names) if points.starts else []
+    scorer, slots = track.add(points.names)  # refuses what can not be, before anything is forgotten
+    if before:
+        await hosted.forget(before)
+        scorer, slots = track.add(())
     rows = (track.run or slots) if points.one_each else slots[points.index]
     with hosted.stepper.calling():
         outcome = await hosted.score(scorer, rows, points.stamps, points.values)
-    return outcome if points.ephemeral else hosted.record(outcome, track.names, points.index, points.values)
+    if points.ephemeral:
+        return outcome
+    outcome = hosted.record(outcome, track.names, points.index, points.values)
+    if points.ends:
+        try:
+            await hosted.forget(points.names)
+        except OSError:  # the points are taken, so this is no error of theirs
+            logger.exception(
+                "series of %s that have ended stay until they begin anew or are silent for long", hosted.name
+            )
+    return outcome
+
+
+def _known(hosted: HostedDetector, names: Sequence[str]) -> list[str]:
+    """Those of the names that are series already."""
+    series = hosted.live().series
+    return [name for name in names if len(series.known([name]))]
 
 
 def _output(name: str, outcome: Outcome, points: Points) -> NDArray[Any]:

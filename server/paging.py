@@ -36,7 +36,7 @@ def key_of(token: str) -> bytes:
         InvalidInputError: the token is none of ours.
     """
     try:
-        return base64.urlsafe_b64decode(token.encode("ascii"))
+        return base64.b64decode(token.encode("ascii"), altchars=b"-_", validate=True)
     except ValueError:
         raise bad_token() from None
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from detectors.runtime import FloatArray
 from server.reservoir import is_reservoir
@@ -20,12 +21,19 @@ class Resumed:
     Attributes:
         name: Of the series.
         last_stamp: Of its newest point.
-        values: [T, F] of its newest points, oldest first.
+        stamps: [T] of its newest points, oldest first.
+        values: [T, F] of them.
     """
 
     name: str
     last_stamp: int
+    stamps: NDArray[np.int64]
     values: FloatArray
+
+    def since(self, stamp: int, before: int) -> FloatArray:
+        """Points after a stamp, and so many before: of a series that has begun anew older ones are another's past."""
+        count = int(np.count_nonzero(self.stamps > stamp)) + before
+        return self.values[max(len(self.values) - count, 0) :]
 
 
 def newest_points(
@@ -52,4 +60,5 @@ def newest_points(
     for at in np.argsort(-found.stamps[ends - 1], kind="stable"):
         end = int(ends[at])
         start = max(int(starts[at]), end - points)
-        yield Resumed(found.names[found.series[end - 1]], int(found.stamps[end - 1]), found.values[start:end])
+        stamps, values = found.stamps[start:end], found.values[start:end]
+        yield Resumed(found.names[found.series[end - 1]], int(stamps[-1]), stamps, values)

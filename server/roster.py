@@ -92,6 +92,8 @@ class Roster:
             except PrunewatchError as error:
                 hosted.problem = f"{error.problem} {error.hint}".strip()
                 logger.exception("detector %s can not serve", row.name)
+            else:
+                await asyncio.to_thread(hosted.unshelve)
 
     def _resume(self, hosted: HostedDetector) -> None:
         if hosted.history is not None and hosted.features is not None:

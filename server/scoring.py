@@ -22,6 +22,7 @@ from server.hosted import HostedDetector, Outcome
 from server.interceptors import readable
 from server.metrics import Metrics
 from server.names import detector_id
+from server.paging import page_limit
 from server.series_messages import required, series_page
 from server.statuses import status_of
 from server.streams import Stream, Streams
@@ -101,17 +102,19 @@ class ScoringServicer(ScoringServiceServicer):
 
     async def ListSeries(self, request: pb.ListSeriesRequest, context: Context) -> pb.ListSeriesResponse:
         """A page of series, by name."""
-        return series_page(self._hosted(request.parent).live(), request)
+        hosted = self._hosted(request.parent)
+        page_limit(request.page_size)
+        return series_page(hosted.live(), request) if hosted.n_features else pb.ListSeriesResponse()
 
     async def ResetSeries(self, request: pb.ResetSeriesRequest, context: Context) -> pb.ResetSeriesResponse:
         """Lets series warm up again."""
-        hosted = self._hosted(request.parent)
-        return pb.ResetSeriesResponse(count=await hosted.restart(required(request.series)))
+        hosted, names = self._hosted(request.parent), required(request.series)
+        return pb.ResetSeriesResponse(count=await hosted.restart(names) if hosted.n_features else 0)
 
     async def DeleteSeries(self, request: pb.DeleteSeriesRequest, context: Context) -> pb.DeleteSeriesResponse:
         """Forgets series."""
-        hosted = self._hosted(request.parent)
-        return pb.DeleteSeriesResponse(count=await hosted.forget(required(request.series)))
+        hosted, names = self._hosted(request.parent), required(request.series)
+        return pb.DeleteSeriesResponse(count=await hosted.forget(names) if hosted.n_features else 0)
 
     def _hosted(self, parent: str) -> HostedDetector:
         return self._host.get(detector_id(parent, "parent"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from detectors.runtime import FloatArray
 from detectors.scorer import Scored, Scorer, merged
-from detectors.series import Rows, listed
+from detectors.series import Rows, Slots, listed
 from detectors.stamps import NO_STAMP
 
 BREATH_SECONDS = 5e-3
@@ -59,6 +60,15 @@ class _Waiting:
     answer: asyncio.Future[Stepped]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Running:
+    """A request of many rounds that lets others in between them."""
+
+    scorer: Scorer
+    slots: NDArray[np.int64]
+    left: deque[NDArray[np.int64]]
+
+
 class Stepper:
     """Decides what is stepped together.
 
@@ -73,6 +83,7 @@ class Stepper:
         self._step = step
         self._clock = clock
         self._waiting: list[_Waiting] = []
+        self._running: list[_Running] = []
 
     @contextmanager
     def calling(self) -> Iterator[None]:
@@ -133,6 +144,24 @@ class Stepper:
                 for it, answer in zip(batch, answers, strict=True):
                     it.answer.set_result(answer)
 
+    def let_go(self, scorer: Scorer, slots: Slots) -> None:
+        """Forgets series between two points: what waits is taken before, the rest of long requests begins new ones.
+
+        Raises:
+            OSError: as of `Carried.let_go`; the series are what they were.
+        """
+        if not len(slots):
+            return
+        self.drain()  # whoever waits knows the series by their slots, and so does whoever runs
+        names = {slot: scorer.series.name(slot) for slot in slots.tolist()}
+        scorer.carried.let_go(slots)
+        for running in self._running:
+            if running.scorer is scorer and running.left:
+                left = np.concatenate(running.left)
+                rows = left[np.isin(running.slots[left], slots)]
+                gone, place = np.unique(running.slots[rows], return_inverse=True)
+                running.slots[rows] = scorer.series.slots([names[slot] for slot in gone.tolist()])[place]
+
     def _together(self, batch: Sequence[_Waiting]) -> list[Stepped]:
         scorer = batch[0].scorer
         slots = np.concatenate([it.slots for it in batch])
@@ -168,25 +197,31 @@ class Stepper:
             stamps = continued(scorer, slots) if stamps is None else stamps
             version, scored = self._step(scorer, slots, stamps, values, now)
             return Stepped(scored, stamps, version)
-        assert not isinstance(slots, slice)
-        used = np.empty(len(slots), np.int64) if stamps is None else stamps
+        running = _Running(scorer, listed(slots).copy(), deque(map(listed, rounds)))
+        used = np.empty(len(values), np.int64) if stamps is None else stamps
         parts: list[tuple[Rows, Scored]] = []
         versions = []
         breath, cancelled = time.perf_counter() + BREATH_SECONDS, False
-        for rows in rounds:
-            if stamps is None:
-                used[rows] = continued(scorer, slots[rows])
-            version, scored = self._step(scorer, slots[rows], used[rows], values[rows], now)
-            versions.append(version)
-            parts.append((rows, scored))
-            if time.perf_counter() > breath:
-                cancelled |= await _breathe()
-                breath = time.perf_counter() + BREATH_SECONDS
+        self._running.append(running)
+        try:
+            while running.left:
+                rows = running.left.popleft()
+                here = running.slots[rows]
+                if stamps is None:
+                    used[rows] = continued(scorer, here)
+                version, scored = self._step(scorer, here, used[rows], values[rows], now)
+                versions.append(version)
+                parts.append((rows, scored))
+                if time.perf_counter() > breath:
+                    cancelled |= await _breathe()
+                    breath = time.perf_counter() + BREATH_SECONDS
+        finally:
+            self._running.remove(running)
         point_versions = None
         if len(set(versions)) > 1:
-            point_versions = np.empty(len(slots), np.int64)
-            for (rows, _), version in zip(parts, versions, strict=True):
-                point_versions[rows] = version
+            point_versions = np.empty(len(values), np.int64)
+            for (at, _), version in zip(parts, versions, strict=True):
+                point_versions[at] = version
         if cancelled:
             _cancel_later()
         return Stepped(merged(parts), used, versions[-1], point_versions)

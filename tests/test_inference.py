@@ -66,12 +66,12 @@ def series_of(hub: Hub, detector: str = "pump") -> dict[str, int]:
 
 
 async def test_a_server_says_what_it_is(pump: Hub, caller: Caller) -> None:
-    """It is live, ready, named, and claims no extension of Triton's whose rules it does not keep."""
+    """It is live, ready, named, and claims the extensions of Triton's that it keeps to."""
     live, ready = await caller.ask("ServerLive"), await caller.ask("ServerReady")
     about = await caller.ask("ServerMetadata")
 
     assert (live.live, ready.ready) == (True, True)
-    assert (about.name, list(about.extensions)) == ("prunewatch", ["model_configuration", "parameters"])
+    assert (about.name, list(about.extensions)) == ("prunewatch", ["model_configuration", "parameters", "sequence"])
     assert about.version
 
 
@@ -205,14 +205,109 @@ async def test_numbers_and_text_name_the_same_series(pump: Hub, caller: Caller) 
     assert series_of(pump) == {"7": 2, str(2**64 - 1): 2}
 
 
-async def test_start_and_end_of_a_sequence_change_nothing(pump: Hub, caller: Caller) -> None:
-    """A series has neither: a client that says so is answered, and its series goes on."""
-    values = drawn(8, 2)
-    flags = {"sequence_id": 5, "sequence_start": True, "sequence_end": True, "priority": 1, "timeout": 9}
+async def test_a_sequence_that_starts_begins_anew(pump: Hub, caller: Caller) -> None:
+    """State and stamps of the series before are forgotten; without a start it goes on; other series do not notice."""
+    values = drawn(24, 2)
+    a = {"sequence_id": 5, "priority": 1, "timeout": 9}
+    start = a | {"sequence_start": True}
 
-    replies = [await caller.infer("pump", values=part, parameters=flags) for part in (values[:4], values[4:])]
+    first = await caller.infer("pump", values=values[:8], parameters=start)
+    await caller.infer("pump", values=values[:4], parameters={"sequence_id": 6, "sequence_start": False})
+    begun = await caller.infer(
+        "pump", values=values[8:16], stamps=np.arange(8), parameters=a | {"sequence_start": True}
+    )
+    last = await caller.infer("pump", values=values[16:], parameters=a)
+    late = await caller.infer("pump", values=values[:1], stamps=np.array([3]), parameters=a)
 
-    np.testing.assert_allclose(np.concatenate([it["score"] for it in replies]), ewma_scores(values), rtol=1e-5)
+    np.testing.assert_allclose(first["score"], ewma_scores(values[:8]), rtol=1e-5)
+    together = np.concatenate([begun["score"], last["score"]])
+    np.testing.assert_allclose(together, ewma_scores(values[8:]), rtol=1e-5)
+    assert late["status"].tolist() == [Status.LATE]
+    assert series_of(pump) == {"6": 4, "5": 16}
+    assert pump.host.get("pump").points_kept == 28
+
+
+async def test_a_sequence_that_ends_is_let_go(pump: Hub, caller: Caller) -> None:
+    """After its points were scored, and recorded; a message may be a whole sequence."""
+    values = drawn(16, 2)
+    flags = {"sequence_id": "whole", "sequence_start": True, "sequence_end": True}
+
+    await caller.infer("pump", values=values[:8], parameters={"sequence_id": 1, "sequence_start": True})
+    end = await caller.infer("pump", values=values[8:], parameters={"sequence_id": 1, "sequence_end": True})
+    between = series_of(pump)
+    wholes = [await caller.infer("pump", values=part, parameters=flags) for part in (values[:8], values[8:])]
+
+    np.testing.assert_allclose(end["score"], ewma_scores(values)[8:], rtol=1e-5)
+    for part, whole in zip((values[:8], values[8:]), wholes, strict=True):
+        np.testing.assert_allclose(whole["score"], ewma_scores(part), rtol=1e-5)
+    assert between == series_of(pump) == {}
+    assert pump.host.get("pump").points_kept == 32
+
+
+async def test_all_series_of_a_request_start_and_end(pump: Hub, caller: Caller) -> None:
+    """Those that `series` names as well; in a stream as in a call."""
+    values = drawn(6, 2)
+    start, end = ({"sequence_start": True}, {"sequence_end": True})
+    asked = [{}, start, end, {}]
+    requests = [infer_request("pump", values=values, series=list("aaabbb"), parameters=it) for it in asked]
+    requests.append(infer_request("pump", values=values[:1], series=["c"]))
+
+    answers = await caller.stream(requests)
+
+    statuses = [arrays(it.infer_response)["status"].tolist() for it in answers]
+    warm, ok = [Status.WARMING_UP] * 6, [Status.OK] * 6
+    assert statuses == [warm, warm, ok, warm, warm[:1]]
+    assert series_of(pump) == {"a": 3, "b": 3, "c": 1}
+
+
+async def test_ephemeral_points_start_and_end_nothing(pump: Hub, caller: Caller) -> None:
+    """They leave no trace, so the live series of that name stays."""
+    await caller.infer("pump", values=drawn(4, 2), parameters={"sequence_id": 1})
+    flags = {"sequence_start": True, "sequence_end": True}
+
+    await caller.infer("pump", values=drawn(4, 2), parameters={"sequence_id": 1, "mode": "ephemeral", **flags})
+    await caller.infer("pump", values=drawn(4, 2), parameters=flags)
+
+    assert series_of(pump) == {"1": 4}
+
+
+async def test_the_first_sequence_tells_the_width(hub: Hub, caller: Caller) -> None:
+    """A detector that has seen nothing takes a sequence that starts."""
+    await hub.roster.create("young", {"time": "index"})
+    flags = {"sequence_id": 1, "sequence_start": True}
+
+    reply = await caller.infer("young", values=drawn(2, 3), parameters=flags)
+
+    assert reply["status"].tolist() == [Status.LEARNING] * 2
+    assert series_of(hub, "young") == {"1": 2}
+
+
+async def test_a_request_that_can_not_be_used_starts_and_ends_nothing(tmp_path: Path) -> None:
+    """Whatever is wrong with it; nor does a start or an end that can not be written, and then points are safe."""
+    detectors = {"pump": {"features": ["f1", "f2"], "time": "index", "max_series": 3}}
+    hub = Hub(hub_settings(tmp_path, detectors=detectors))
+    await hub.start()
+    await publish(hub, ewma_bundle("pump"))
+    flags = {"sequence_start": True, "sequence_end": True}
+    async with Caller(hub.listener.port) as caller:
+        await caller.infer("pump", values=drawn(10, 2), series=["a", "b"] * 5)
+        for bad in ({"values": drawn(1, 3)}, {"stamps": np.arange(3)}, {"outputs": ("OUTPUT0",)}):
+            given = {"values": drawn(2, 2), "series": ["a", "b"], **bad}
+            assert (await refused(caller.infer("pump", parameters=flags, **given)))[0].name == "INVALID_ARGUMENT"
+        many = caller.infer("pump", values=drawn(4, 2), series=list("abcd"), parameters=flags)
+        assert (await refused(many))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert series_of(hub) == {"a": 5, "b": 5}
+
+        hub.host.get("pump")._shelf.close()  # as good as a full disk: nothing can be written any more
+        start = caller.infer("pump", values=drawn(2, 2), series=["a", "b"], parameters={"sequence_start": True})
+        assert (await refused(start))[0] is grpc.StatusCode.INTERNAL
+        assert series_of(hub) == {"a": 5, "b": 5}
+        end = await caller.infer("pump", values=drawn(2, 2), series=["a", "b"], parameters={"sequence_end": True})
+    stays = series_of(hub)
+    await hub.stop()
+
+    assert end["status"].tolist() == [Status.OK] * 2
+    assert stays == {"a": 6, "b": 6}
 
 
 async def test_stamps_are_judged_as_everywhere(hub: Hub, caller: Caller, client: Client) -> None:
@@ -513,6 +608,8 @@ BAD = {
     "a sequence_id that is none": (lambda: one(parameters={"sequence_id": 1.5}), "sequence_id"),
     "an unknown mode": (lambda: one(parameters={"mode": "x" * 1000}), "mode"),
     "a mode that is no text": (lambda: one(parameters={"mode": True}), "mode"),
+    "a start that is no truth": (lambda: one(parameters={"sequence_start": 1}), "sequence_start"),
+    "an end that is no truth": (lambda: one(parameters={"sequence_end": "true"}), "sequence_end"),
     "a long id": (lambda: one(id="x" * 100_000), "id"),
     "too many points": (lambda: one(values=np.zeros((65_537, 2), np.float32)), "values"),
 }

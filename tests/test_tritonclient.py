@@ -168,6 +168,24 @@ async def test_streams_score_bit_for_bit(pump: Hub, triton: Driver, client: Clie
     assert b"".join(map(scores, good)) == twin.scores.tobytes()
 
 
+async def test_sequences_start_and_end(pump: Hub, triton: Driver, client: Client) -> None:
+    """`sequence_start` and `sequence_end` as the library sends them: an id may be used again for something else."""
+    values = drawn(24, 2)
+    flags = [{"sequence_start": True}, {}, {"sequence_end": True}] * 2
+    requests = [
+        request(part, sequence_id=7, **given) for part, given in zip(values.reshape(6, 4, 2), flags, strict=True)
+    ]
+
+    about = await triton("ask", method="get_server_metadata", as_json=True)
+    answers = [await triton("infer", **it) for it in requests[:3]] + await triton("stream", requests=requests[3:])
+    twins = [await client.score("twin", series=[name], values=values[i : i + 12]) for i, name in ((0, "x"), (12, "y"))]
+
+    assert "sequence" in about["extensions"]
+    assert b"".join(map(scores, answers)) == b"".join(twin.scores.tobytes() for twin in twins)
+    assert [it async for it in client.series("pump")] == []
+    assert pump.host.get("pump").accepted == 24
+
+
 async def test_many_requests_at_once(pump: Hub, triton: Driver, client: Client) -> None:
     """`async_infer` has all its requests on their way together; every series scores as its twin does."""
     values = drawn(16, 12, 2)

@@ -26,6 +26,7 @@ from prunewatch.reconnecting import Stream
 from prunewatch.replies import (
     Anomaly,
     Scores,
+    Series,
     book_json,
     detector_json,
     frontier_json,
@@ -36,6 +37,7 @@ from prunewatch.replies import (
 )
 from prunewatch.retries import Patience, Retry
 from prunewatch.scoring import LARGEST_PAGE, ScoringCalls, errors
+from prunewatch.series import SeriesCalls
 from prunewatch.streams import UNANSWERED
 from prunewatch.v1 import (
     detectors_pb2,
@@ -47,7 +49,7 @@ from prunewatch.v1 import (
     scoring_pb2_grpc,
 )
 
-__all__ = ["UNANSWERED", "Anomaly", "Batch", "Client", "Retry", "Scores", "ServiceError", "Stream"]
+__all__ = ["UNANSWERED", "Anomaly", "Batch", "Client", "Retry", "Scores", "Series", "ServiceError", "Stream"]
 
 CHUNK_BYTES = 1 << 20  # of an upload; a message may have four times that
 POLL_SECONDS = 0.25
@@ -64,7 +66,7 @@ Progress = Callable[[str, float, str], None]
 """Told of a stage, the share done and words about it."""
 
 
-class Client(ScoringCalls):
+class Client(ScoringCalls, SeriesCalls):
     """A connection to one service; use it as an asynchronous context manager.
 
     Args:

@@ -36,6 +36,27 @@ class Anomaly:
 
 
 @dataclass(frozen=True)
+class Series:
+    """One series of a detector, as it was when its page was asked for.
+
+    Attributes:
+        name: Its name.
+        last_stamp: Of its newest point, nanoseconds since the epoch or a row number; None: it has none.
+        points: Taken since it began, or began anew.
+        warming_up: They are too few for a score.
+        heard_seconds: When it last took a point by the server's clock, in seconds since the epoch.
+        in_memory: Whether its state is; it waits on disk otherwise.
+    """
+
+    name: str
+    last_stamp: int | None
+    points: int
+    warming_up: bool
+    heard_seconds: float
+    in_memory: bool
+
+
+@dataclass(frozen=True)
 class Scores:
     """What became of N points.
 
@@ -144,6 +165,18 @@ def anomaly_of(message: scoring_pb2.Anomaly | scoring_pb2.WatchResponse) -> Anom
         contributions={share.feature: share.share for share in message.contributions},
         dropped=message.dropped if isinstance(message, scoring_pb2.WatchResponse) else 0,
         found_seconds=message.find_time.seconds + message.find_time.nanos / 1e9,
+    )
+
+
+def series_of(message: scoring_pb2.Series) -> Series:
+    """A series of a list."""
+    return Series(
+        name=message.name,
+        last_stamp=message.last_stamp if message.HasField("last_stamp") else None,
+        points=message.points,
+        warming_up=message.warming_up,
+        heard_seconds=message.heard_time.seconds + message.heard_time.nanos / 1e9,
+        in_memory=message.in_memory,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import numpy as np
@@ -204,6 +205,17 @@ async def anomalies(client: Client, wanted: Wanted) -> dict[str, Any]:
         "time": time,
         "anomalies": [described(it, it.contributions, it.found_seconds) async for it in found],
     }
+
+
+async def series(client: Client, name: str, limit: int) -> dict[str, Any]:
+    """Series by name, so many at most."""
+    try:
+        time = (await client.get(name))["time"]
+    except ServiceError as error:
+        if error.code != "UNIMPLEMENTED":
+            raise
+        time = "stamp"  # a device has series, and tells nothing else of its detector
+    return {"detector": name, "time": time, "series": [asdict(it) async for it in client.series(name, limit=limit)]}
 
 
 async def say(client: Client, remark: Remark) -> dict[str, Any]:

@@ -119,6 +119,23 @@ def anomalies_table(found: Mapping[str, Any]) -> Table:
     return table
 
 
+def series_table(found: Mapping[str, Any]) -> Table:
+    """Series, one a row."""
+    is_index = found["time"] == "index"
+    table = Table("series", "last row" if is_index else "last time", "points", "state", "heard of")
+    for it in found["series"]:
+        last = it["last_stamp"]
+        row = (
+            printable(it["name"]),
+            "-" if last is None else str(last) if is_index else stamp_text(last),
+            f"{it['points']:,}",
+            f"{'warming up' if it['warming_up'] else 'goes on'}{'' if it['in_memory'] else ', on disk'}",
+            f"{datetime.fromtimestamp(it['heard_seconds'], UTC):%Y-%m-%d %H:%M:%S}",
+        )
+        table.add_row(*map(Text, row))  # names are not ours: nothing in them is markup
+    return table
+
+
 def stamp_text(stamp: int) -> str:
     """A stamp of a history: a date, or the integer of the file where it would be no time since 1971.
 

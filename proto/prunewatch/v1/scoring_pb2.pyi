@@ -654,7 +654,7 @@ class ResetSeriesRequest(_message.Message):
     """`detectors/pump`."""
     @_builtins.property
     def series(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Their names; at least one. Those that are not known are left out."""
+        """Their names; 1 to 1000. Those that are not known are left out."""
 
     def __init__(
         self,
@@ -704,7 +704,7 @@ class DeleteSeriesRequest(_message.Message):
     """`detectors/pump`."""
     @_builtins.property
     def series(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Their names; at least one. Those that are not known are left out."""
+        """Their names; 1 to 1000. Those that are not known are left out."""
 
     def __init__(
         self,

@@ -126,7 +126,8 @@ class ScoringServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteSeries(self, request, context):
-        """Forgets series: a point that comes later begins a new one, whatever its stamp. Points kept for training stay.
+        """Forgets series: a point that comes later begins a new one, whatever its stamp, also in open streams and in the rest of
+        a message that is being scored. Points kept for training stay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

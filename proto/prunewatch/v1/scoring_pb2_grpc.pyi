@@ -57,7 +57,9 @@ class ScoringServiceStub:
     Points kept for training stay.
     """
     DeleteSeries: _grpc.UnaryUnaryMultiCallable[_scoring_pb2.DeleteSeriesRequest, _scoring_pb2.DeleteSeriesResponse]
-    """Forgets series: a point that comes later begins a new one, whatever its stamp. Points kept for training stay."""
+    """Forgets series: a point that comes later begins a new one, whatever its stamp, also in open streams and in the rest of
+    a message that is being scored. Points kept for training stay.
+    """
 
 @_typing.type_check_only
 class ScoringServiceAsyncStub(ScoringServiceStub):
@@ -88,7 +90,9 @@ class ScoringServiceAsyncStub(ScoringServiceStub):
     Points kept for training stay.
     """
     DeleteSeries: _aio.UnaryUnaryMultiCallable[_scoring_pb2.DeleteSeriesRequest, _scoring_pb2.DeleteSeriesResponse]  # type: ignore[assignment]
-    """Forgets series: a point that comes later begins a new one, whatever its stamp. Points kept for training stay."""
+    """Forgets series: a point that comes later begins a new one, whatever its stamp, also in open streams and in the rest of
+    a message that is being scored. Points kept for training stay.
+    """
 
 class ScoringServiceServicer(metaclass=_abc_1.ABCMeta):
     """Scores points of many series as they arrive. All requests are columnar: N points as packed arrays, never a message
@@ -158,6 +162,8 @@ class ScoringServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _scoring_pb2.DeleteSeriesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_scoring_pb2.DeleteSeriesResponse, _abc.Awaitable[_scoring_pb2.DeleteSeriesResponse]]:
-        """Forgets series: a point that comes later begins a new one, whatever its stamp. Points kept for training stay."""
+        """Forgets series: a point that comes later begins a new one, whatever its stamp, also in open streams and in the rest of
+        a message that is being scored. Points kept for training stay.
+        """
 
 def add_ScoringServiceServicer_to_server(servicer: ScoringServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
