@@ -13,6 +13,8 @@ from server.usage import Usage
 
 NORMAL_SCORE = 1 / math.log(10)
 """Mean score of normal points: what the tail probability of an error is on the average, -log10."""
+NEWLY_FLAGGED = 0.1
+"""Of the points that the version before does not flag, the part that may be flagged, however many both do."""
 SURE = 4.0
 """Standard deviations that a count must be beyond what is allowed ..."""
 FEW_ALARMS = 5
@@ -42,7 +44,9 @@ def misconduct(new: Usage, old: Usage, settings: Probation, false_alarm_rate: fl
     """
     if new.broken >= FEW_BROKEN and new.broken / new.points > 2 * old.broken / max(old.points, 1):
         return f"{new.broken} of {new.points} scores were no numbers"
-    expected = settings.alarm_flood * max(old.share, false_alarm_rate) * new.points
+    # What an incident has both flag excuses nothing that only one of them does.
+    most = min(settings.alarm_flood * old.share, old.share + NEWLY_FLAGGED * (1 - old.share))
+    expected = max(most, settings.alarm_flood * false_alarm_rate) * new.points
     if old.points >= FEW_POINTS and new.flagged > expected + SURE * math.sqrt(expected) + FEW_ALARMS:
         return (
             f"alarm flood: {new.flagged} of {new.points} points were flagged; the version before flagged "

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from graphs import ewma_bundle
 
 from detectors.served import Served
-from server.conduct import Race
+from server.conduct import Race, misconduct
+from server.loop_settings import Probation
 from server.usage import Usage
 
 POINTS = 4
@@ -23,6 +25,36 @@ def steps(seconds: float) -> Usage:
 def version(number: int, wasted: int = 0) -> Served:
     """One whose steps waste some time."""
     return Served.load(ewma_bundle("pump", number, 2, wasted=wasted))
+
+
+def flagging(points: int, flagged: int) -> Usage:
+    """A version that has flagged so many of so many points."""
+    usage = Usage()
+    usage.count(np.r_[np.full(flagged, 4.0), np.zeros(points - flagged)].astype(np.float32), 3.0)
+    return usage
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "floods"),
+    [
+        (4, 0, False),  # a handful
+        (30, 0, True),
+        (30, 10, False),  # three times as many
+        (130, 10, True),
+        (560, 400, True),  # an incident that both flag excuses nothing that only the new one flags
+        (420, 400, False),
+        (500, 0, True),
+    ],
+)
+def test_a_version_that_floods_is_told_from_one_in_an_incident(new: int, old: int, floods: bool) -> None:
+    """Of 800 points; the false alarm rate is one in a thousand."""
+    reason = misconduct(flagging(800, new), flagging(800, old), Probation(), 0.001)
+    assert reason.startswith("alarm flood") is floods
+
+
+def test_more_than_the_false_alarm_rate_allows_is_a_flood_only_in_multiples() -> None:
+    """Where one point in twenty may be flagged a tenth of them is none."""
+    assert misconduct(flagging(800, 100), flagging(800, 0), Probation(), 0.05) == ""
 
 
 def test_a_machine_that_was_busy_is_not_held_against_a_version() -> None:
