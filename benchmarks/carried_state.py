@@ -25,132 +25,20 @@ from functools import partial
 
 import harness
 import numpy as np
-import onnx
 import onnxruntime as ort
 import torch
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from window_graphs import FORMS, WINDOW, Weights, session, window_graph
 
 from detectors.runtime import Runtime
-from detectors.training.calibrate import CLIP
 from detectors.training.export import step_graph
 from detectors.training.fit import FitOptions, fit
 from detectors.training.fitted import ErrorOptions, Fitted
 from detectors.training.stretches import Stretches
 
-WINDOW, FEATURES, WIDTH = 50, 8, 32
+FEATURES, WIDTH = 8, 32
 BATCHES = (256, 1)
 TARGET = 20.0
 FIT_POINTS, COMPARED_POINTS, COMPARED_SERIES = 4000, 300, 16
-Array = NDArray[np.float32]
-
-
-class Drawing:
-    """Nodes and constants of a graph under construction."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
-
-    def const(self, value: object, dtype: type = np.float32) -> str:
-        """A constant tensor."""
-        tensor = numpy_helper.from_array(np.ascontiguousarray(value, dtype), f"const_{len(self.constants)}")
-        self.constants.append(tensor)
-        return tensor.name
-
-    def ops(self, kind: str, *inputs: str, outputs: int, **attributes: object) -> list[str]:
-        """An operation with several outputs."""
-        names = [f"{kind.lower()}_{len(self.nodes)}_{i}" for i in range(outputs)]
-        self.nodes.append(helper.make_node(kind, inputs, names, **attributes))
-        return names
-
-    def op(self, kind: str, *inputs: str, **attributes: object) -> str:
-        """An operation with one output."""
-        return self.ops(kind, *inputs, outputs=1, **attributes)[0]
-
-
-def window_graph(fitted: Fitted, top: Callable[[Drawing, Fitted, str], str]) -> bytes:
-    """Raw points [50, B, F] in, normalised error [B] of the newest one out; the same statistics as the step graph.
-
-    Args:
-        fitted: The detector.
-        top: Draws the layers over [49, B, F]; the name of the top layer's last h, [B, H].
-    """
-    graph, network = Drawing(), fitted.network
-    centred = graph.op("Sub", "window", graph.const(fitted.scaler.center))
-    scaled = graph.op("Mul", centred, graph.const(fitted.scaler.inverse))
-    points = graph.op("Clip", scaled, graph.const(-CLIP), graph.const(CLIP))
-    before, newest = graph.ops("Split", points, graph.const([WINDOW - 1, 1], np.int64), outputs=2, axis=0)
-    head = (graph.const(network.head.weight.detach().numpy().T), graph.const(network.head.bias.detach().numpy()))
-    predicted = graph.op("Gemm", top(graph, fitted, before), *head)
-    actual = graph.op("Squeeze", newest, graph.const([0], np.int64))
-    form = fitted.views[0].form  # the mean over all features: there are no more than the worst few
-    bound = form.clip / math.sqrt(FEATURES)
-    residual = graph.op("Sub", graph.op("Sub", actual, predicted), graph.const(form.normal.center))
-    scaled_residual = graph.op("Mul", residual, graph.const(form.normal.inverse))
-    z = graph.op("Clip", scaled_residual, graph.const(-bound), graph.const(bound))
-    total = [graph.op("Mul", z, z), graph.const([1], np.int64)]
-    graph.nodes.append(helper.make_node("ReduceSum", total, ["error"], keepdims=0))
-    drawn = helper.make_graph(
-        graph.nodes,
-        "window",
-        [helper.make_tensor_value_info("window", TensorProto.FLOAT, [WINDOW, "B", FEATURES])],
-        [helper.make_tensor_value_info("error", TensorProto.FLOAT, ["B"])],
-        graph.constants,
-    )
-    model = helper.make_model(drawn, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
-    onnx.checker.check_model(model, full_check=True)
-    return bytes(model.SerializeToString())
-
-
-def by_operator(graph: Drawing, fitted: Fitted, signal: str) -> str:
-    """One LSTM operator a layer."""
-    for layer in fitted.network.layers:
-        w_in, w_h, b_in, b_h = (value[None] for value in _gates(layer, order=(0, 3, 1, 2)))  # ONNX: input, output, ...
-        inputs = (graph.const(w_in), graph.const(w_h), graph.const(np.concatenate([b_in, b_h], axis=1)))
-        every, last = graph.ops("LSTM", signal, *inputs, outputs=2, hidden_size=layer.hidden_size)
-        signal = graph.op("Squeeze", every, graph.const([1], np.int64))
-    return graph.op("Squeeze", last, graph.const([0], np.int64))
-
-
-def unrolled(graph: Drawing, fitted: Fitted, signal: str) -> str:
-    """The step graph's cells, once for each point; the first point meets a state of zeros."""
-    axis = graph.const([0], np.int64)
-    pieces = graph.ops("Split", signal, graph.const([1] * (WINDOW - 1), np.int64), outputs=WINDOW - 1, axis=0)
-    signals = [graph.op("Squeeze", piece, axis) for piece in pieces]
-    for layer in fitted.network.layers:
-        width = layer.hidden_size
-        w_in, w_h, b_in, b_h = _gates(layer, order=(0, 1, 3, 2))
-        weight, bias = graph.const(np.concatenate([w_in, w_h], axis=1).T), graph.const(b_in + b_h)
-        zero = graph.op("MatMul", signals[0], graph.const(np.zeros((w_in.shape[1], width))))
-        thirds, gates = graph.const([width] * 3, np.int64), graph.const([3 * width, width], np.int64)
-        h = cell = zero
-        for t, point in enumerate(signals):
-            raw = graph.op("Gemm", graph.op("Concat", point, h, axis=1), weight, bias)
-            raw_sigmoid, raw_cell = graph.ops("Split", raw, gates, outputs=2, axis=1)
-            i, f, o = graph.ops("Split", graph.op("Sigmoid", raw_sigmoid), thirds, outputs=3, axis=1)
-            new = graph.op("Mul", i, graph.op("Tanh", raw_cell))
-            cell = graph.op("Add", graph.op("Mul", f, cell), new)
-            h = signals[t] = graph.op("Mul", o, graph.op("Tanh", cell))
-    return signals[-1]
-
-
-def _gates(layer: torch.nn.Module, order: tuple[int, ...]) -> list[Array]:
-    """Input and recurrent weights and both biases; `order` picks from torch's gates: input, forget, cell, output."""
-    names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
-    split = (np.split(getattr(layer, name).detach().numpy(), 4) for name in names)
-    return [np.concatenate([gates[gate] for gate in order]) for gates in split]
-
-
-def session(graph: bytes) -> ort.InferenceSession:
-    """One thread and subnormals flushed, as `detectors.runtime` has it."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
-    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-
-
-WINDOWS = {"operator": by_operator, "unrolled": unrolled}
 
 
 def fitted_network(updates: int) -> Fitted:
@@ -222,7 +110,8 @@ def run(*, quick: bool) -> harness.Result:
     """All graphs at every batch."""
     fitted = fitted_network(updates=100 if quick else 400)
     runtime = Runtime(step_graph(fitted))
-    windows = {name: session(window_graph(fitted, draw)) for name, draw in WINDOWS.items()}
+    weights = Weights.read(step_graph(fitted))
+    windows = {name: session(window_graph(weights, form)) for name, form in FORMS.items()}
     found = {}
     for batch in BATCHES:
         harness.say(f"timing a batch of {batch}")

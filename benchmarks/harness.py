@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -57,10 +57,17 @@ def parser(module_doc: str) -> argparse.ArgumentParser:
     return made
 
 
-def publish(name: str, result: Result, args: argparse.Namespace) -> None:
-    """Writes the table between the markers of `name`, the JSON file, and the table to standard output."""
+def publish(name: str, result: Result, args: argparse.Namespace, *, signed: bool = True) -> None:
+    """Writes the table between the markers of `name`, the JSON file, and the table to standard output.
+
+    Args:
+        name: Of the benchmark.
+        result: What it found.
+        args: Of `parser`.
+        signed: Add a line that says where the table comes from; else it has such lines itself.
+    """
     facts = {"machine": machine(), "versions": versions(), "commit": commit()}
-    lines = [result.table.strip(), "", _origin(facts, quick=args.quick)]
+    lines = [result.table.strip(), *(["", _origin(facts, quick=args.quick)] if signed else [])]
     document = args.docs.read_text(encoding="utf-8")
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
@@ -128,11 +135,20 @@ def pinned(core: int, command: Sequence[str]) -> list[str]:
     return [sys.executable, "-c", script, str(core), *command]
 
 
+def seconds_of(action: Callable[[], object]) -> float:
+    """Seconds that one call takes."""
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
 @contextlib.contextmanager
-def running(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in the background, ended afterwards; what it says goes to `log`."""
+def running(
+    command: Sequence[str], log: Path, env: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in the background, ended afterwards; what it says goes to `log`; `env`: not this process's."""
     with log.open("wb") as out:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, env=env)
         try:
             yield process
         finally:
@@ -176,8 +192,12 @@ def verdict(met: bool) -> str:
     return "met" if met else "**missed**"
 
 
+def origin(*, quick: bool) -> str:
+    """Where a table of this run comes from, in one line."""
+    return _origin({"machine": machine(), "versions": versions(), "commit": commit()}, quick=quick)
+
+
 def _origin(facts: dict[str, Any], *, quick: bool) -> str:
-    """Where a table comes from, in one line."""
     packages = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     kind = "quick run" if quick else "full run"
     return (

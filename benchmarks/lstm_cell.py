@@ -17,8 +17,8 @@ import harness
 import numpy as np
 import onnx
 import onnxruntime as ort
-from carried_state import Drawing, session
 from onnx import TensorProto, helper
+from window_graphs import Drawing, session
 
 FEATURES, LAYERS = 8, 2
 WIDTHS = (8, 16, 32, 64, 128)

@@ -67,6 +67,10 @@ class OverloadedError(ExhaustedError):
         self.retry_seconds = retry_seconds
 
 
+class EndingError(PrunewatchError):
+    """The process is about to end and begins nothing new."""
+
+
 class DeadlineError(PrunewatchError):
     """A call came too late to be begun: nobody waits for its answer any more."""
 

@@ -69,7 +69,8 @@ class SeriesTable:
         """When each series last took a point, or was first named."""
         self.seat = np.empty(0, np.int64)
         """Where each series lies; `NO_SEAT`: it left its seat, or never needed one."""
-        self._ring = np.empty((0, ring_points, n_features), np.float32)
+        self._ring = np.empty((ring_points, 0, n_features), np.float32)
+        """Points by their place in the ring, then by seat: those of series that move together lie side by side."""
 
     def __len__(self) -> int:
         return len(self._slot_of)
@@ -82,7 +83,7 @@ class SeriesTable:
     @property
     def seats_made(self) -> int:
         """Rows that arrays by seat must have."""
-        return len(self._ring)
+        return self._ring.shape[1]
 
     @property
     def seated(self) -> int:
@@ -194,11 +195,11 @@ class SeriesTable:
         """Records one accepted point for each of `slots` (each slot at most once), which lie at `seats`."""
         at = self.seen[slots] % self.ring_points
         if not isinstance(seats, slice):
-            self._ring[seats, at] = values
+            self._ring[at, seats] = values
         elif np.count_nonzero(at == at[0]) == len(at):
-            self._ring[seats, at[0]] = values
+            self._ring[at[0], seats] = values
         else:
-            self._ring[listed(seats), at] = values
+            self._ring[at, listed(seats)] = values
         self.seen[slots] += 1
         self.last_stamp[slots] = stamps
         self.heard[slots] = self._clock()
@@ -206,7 +207,7 @@ class SeriesTable:
     def put(self, slot: int, seen: int, values: NDArray[np.float32]) -> None:
         """Fills the ring of a series that has seen so many points with the newest of them [T, F], oldest first."""
         kept = values[-self.ring_points :]
-        self._ring[self.seat[slot], np.arange(seen - len(kept), seen) % self.ring_points] = kept
+        self._ring[np.arange(seen - len(kept), seen) % self.ring_points, self.seat[slot]] = kept
         self.seen[slot] = seen
 
     def begin_anew(self, slots: Slots) -> None:
@@ -217,14 +218,14 @@ class SeriesTable:
     def newest(self, slots: Slots, seats: Slots, points: int) -> NDArray[np.float32]:
         """The last `points` raw points of series that have that many: [N, points, F], oldest first."""
         at = (self.seen[slots][:, None] - np.arange(points, 0, -1)) % self.ring_points
-        newest: NDArray[np.float32] = self._ring[seats[:, None], at]
+        newest: NDArray[np.float32] = self._ring[at, seats[:, None]]
         return newest
 
     def recent(self, slot: int, points: int | None = None) -> NDArray[np.float32]:
         """The last `points` (default K) raw points of a series with a seat: [min(points, seen, K), F], oldest first."""
         seen = int(self.seen[slot])
         count = min(points if points is not None else seen, seen, self.ring_points)
-        recent: NDArray[np.float32] = self._ring[self.seat[slot], np.arange(seen - count, seen) % self.ring_points]
+        recent: NDArray[np.float32] = self._ring[np.arange(seen - count, seen) % self.ring_points, self.seat[slot]]
         return recent
 
     def _grow(self, total: int) -> None:
@@ -240,10 +241,12 @@ class SeriesTable:
 
     def _make_seats(self, total: int) -> None:
         self._seats_made = max(self._seats_made, total)
-        capacity = len(self._ring)
+        capacity = self.seats_made
         if total > capacity:
             capacity = min(max(total, 2 * capacity, 64), max(min(self.room, self.max_series), total))
-            self._ring = extended(self._ring, capacity)
+            grown = np.zeros((self.ring_points, capacity, self.n_features), np.float32)
+            grown[:, : self.seats_made] = self._ring
+            self._ring = grown
 
 
 def listed(slots: Rows) -> Slots:

@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Protocol
 
 from server.anomalies import Anomaly, Found
+from server.background import in_background
 
 MAX_WAITING = 10_000
 """Anomalies of one detector that wait for the next write, whatever it may keep."""
@@ -164,7 +165,7 @@ class AnomalyKeeper:
         if not taken:
             return
         try:
-            await asyncio.to_thread(self._keep, taken)
+            await in_background(self._keep, taken)
         except Exception:
             if not self._failed:  # once, not every few seconds while a disk is full
                 logger.exception("anomalies could not be written; it will be tried again")

@@ -122,7 +122,7 @@ class Hub:
         feedback = FeedbackServicer(self.roster)
         limit = self.settings.max_message_bytes
         return [
-            scoring_service(self.host, self.metrics, self.listener.slow_readers),
+            scoring_service(self.host, self.metrics, self.listener.streams),
             inference_service(self.host, self.metrics, self.listener, limit),
             (
                 "prunewatch.v1.DetectorService",

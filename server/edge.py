@@ -63,7 +63,7 @@ class Edge:
         limit = self._settings.max_message_bytes
         await self.listener.start(
             [
-                scoring_service(self.host, self.metrics, self.listener.slow_readers),
+                scoring_service(self.host, self.metrics, self.listener.streams),
                 inference_service(self.host, self.metrics, self.listener, limit),
             ]
         )

@@ -24,6 +24,7 @@ from detectors.served import Served
 from detectors.stamps import StampPolicy, Status
 from server.anomalies import Found, top_shares
 from server.anomaly_keeping import AnomalyBuffer
+from server.background import in_background
 from server.config import Budget, DetectorConfig
 from server.drift import Drift
 from server.keeping import HistoryBuffer, HistorySink, Kept, write
@@ -318,9 +319,9 @@ class HostedDetector:
                 return
             try:
                 if self._buffer.stalled:
-                    await asyncio.to_thread(sink.flush)
+                    await in_background(sink.flush)
                 self._buffer.stalled = False
-                await asyncio.to_thread(write, self._buffer.take(), sink)
+                await in_background(write, self._buffer.take(), sink)
             except OSError:
                 self._buffer.stalled = True
                 logger.exception("history of %s could not be written; it will be tried again", self.name)
@@ -341,16 +342,16 @@ class HostedDetector:
         """Keeps points that came from a file."""
         async with self._writing:
             if self.history is not None:
-                await asyncio.to_thread(self.history.add_points, stamps, values)
+                await in_background(self.history.add_points, stamps, values)
 
     def observe(self) -> None:
         """Refreshes the gauges."""
         if (scorer := self._scorer) is not None:
             self.metrics.series.set(len(scorer.series))
             self.metrics.seated.set(scorer.series.seated)
-            self.metrics.evicted.inc(scorer.left)
-            self.metrics.restored.inc(scorer.returned)
-            scorer.left = scorer.returned = 0
+            self.metrics.evicted.inc(scorer.carried.left)
+            self.metrics.restored.inc(scorer.carried.returned)
+            scorer.carried.left = scorer.carried.returned = 0
             self.metrics.state_bytes.set(scorer.state_bytes)
 
     # series
@@ -377,7 +378,7 @@ class HostedDetector:
     def unshelve(self) -> None:
         """Lets the series on the shelf go on where nothing serves yet; where a version does, `serve` has done it."""
         if self._scorer is not None and self.served is None:
-            self._scorer.unshelve()
+            self._scorer.carried.unshelve()
 
     async def shelve(self) -> None:
         """Puts the series that have moved on on the shelf, where they outlive the process."""
@@ -385,15 +386,15 @@ class HostedDetector:
             shelf, scorer = self._shelf, self._scorer
             if shelf is None or scorer is None or self.deleted:
                 return
-            slots = scorer.unsaved()
+            slots = scorer.carried.unsaved()
             try:
                 for first in range(0, len(slots), SHELVED_AT_ONCE):
                     some = slots[first : first + SHELVED_AT_ONCE]
-                    copies = scorer.copies(some[scorer.series.seat[some] >= 0])
-                    await asyncio.to_thread(shelf.put, copies.rows)
-                    scorer.saved(copies)
-                scorer.leave_excess()
-                await asyncio.to_thread(shelf.settle)
+                    copies = scorer.carried.copies(some[scorer.series.seat[some] >= 0])
+                    await in_background(shelf.put, copies.rows)
+                    scorer.carried.saved(copies)
+                scorer.carried.leave_excess()
+                await in_background(shelf.settle)
             except OSError:
                 logger.exception("series of %s could not be put on the shelf; it will be tried again", self.name)
 
@@ -426,7 +427,7 @@ class HostedDetector:
         scorer = self.live()
         slots = scorer.series.known(names)
         self.stepper.drain()  # points that came before are of the past
-        scorer.begin_anew(slots)
+        scorer.carried.begin_anew(slots)
         return len(slots)
 
     # changing versions
@@ -452,7 +453,7 @@ class HostedDetector:
                 is_first = scorer.served.version == LEARNING_VERSION  # it takes over from none
                 await self._follow(scorer, served)
                 if is_first:
-                    await asyncio.to_thread(scorer.unshelve)
+                    scorer.carried.unshelve()
                 else:
                     self.metrics.swaps.inc()
                     self.before = self.usage

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from detectors.errors import InvalidInputError, NotFoundError
 from prunewatch import inference
-from server.admission import Writer
 from server.anomalies import shares_of
 from server.host import Host
 from server.hosted import HostedDetector, Outcome
@@ -26,6 +25,7 @@ from server.learning import LEARNING_VERSION
 from server.listener import Listener
 from server.metrics import Metrics, program_version
 from server.statuses import status_of
+from server.streams import Stream
 
 EXTENSIONS = ("model_configuration", "parameters", "sequence")
 FINAL = "triton_final_response"  # Triton's clients read a stream until the answer that has it
@@ -96,11 +96,11 @@ class InferenceServicer:
 
     async def ModelStreamInfer(self, request_iterator: Any, context: Context) -> None:
         """Messages of points, each answered once, in order; one that can not be used is answered with its error."""
-        async with self._listener.slow_readers.answering(context) as writer:
-            await self._stream(context, writer)
+        async with self._listener.streams.opened(context) as stream:
+            await self._answer(stream)
 
-    async def _stream(self, context: Context, writer: Writer) -> None:
-        while (message := await context.read()) is not grpc.aio.EOF:
+    async def _answer(self, stream: Stream) -> None:
+        while (message := await stream.read()) is not grpc.aio.EOF:
             began = time.perf_counter()
             try:
                 response = ModelStreamInferResponse(infer_response=await self._infer(readable(message)))
@@ -110,7 +110,7 @@ class InferenceServicer:
                 response.infer_response.id = getattr(message, "id", "")[:LONGEST_ID]
                 response.infer_response.model_name = getattr(message, "model_name", "")[:SHOWN]
             response.infer_response.parameters[FINAL].bool_param = True
-            await writer.write(response)
+            await stream.write(response)
             self._message_seconds.observe(time.perf_counter() - began)
 
     async def _infer(self, request: Any) -> Any:

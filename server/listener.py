@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
 
 import grpc
@@ -13,14 +15,19 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from detectors.errors import PreconditionError
 from server.admin import Admin
-from server.admission import Gate, SlowReaders
+from server.admission import Gate
+from server.background import SWITCH_SECONDS
 from server.config import Settings, split_address
 from server.host import Host
 from server.interceptors import Guard
 from server.metrics import Metrics
 from server.reflection import enable_reflection
+from server.streams import Streams
 
 KEEPALIVE_MS = 60_000
+LOOK_SECONDS = 0.02
+LAST_SECONDS = 0.2
+"""For calls that have come and are not refused yet. gRPC itself would tell them no more than CANCELLED."""
 PENDING_CALLS = 10_000
 """Calls that wait inside gRPC before they are looked at. It refuses those beyond with CANCELLED, anybody's."""
 logger = logging.getLogger(__name__)
@@ -44,7 +51,7 @@ class Listener:
         self._admin = Admin(metrics.registry, observe=host.observe, is_ready=lambda: self._ready)
         limit = settings.max_message_bytes
         self.gate = Gate(settings.max_calls, settings.max_streams, metrics.refused.inc)
-        self.slow_readers = SlowReaders(settings.slow_reader_seconds, metrics.slow_readers.inc)
+        self.streams = Streams(settings.slow_reader_seconds, metrics.slow_readers.inc)
         self._server = grpc.aio.server(
             interceptors=[Guard(metrics, self.gate)],
             options=[
@@ -92,7 +99,7 @@ class Listener:
         except OSError:
             raise _taken("admin", self._settings.admin) from None
         await self._server.start()
-        self._looking = asyncio.create_task(self.slow_readers.run())
+        self._looking = asyncio.create_task(self.streams.run())
         for name in ("", *names):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         self._ready = True
@@ -105,7 +112,13 @@ class Listener:
     async def stop(self) -> None:
         """Lets calls end, then stops listening."""
         self._host.watchers.close()
-        await self._server.stop(self._settings.drain_seconds)
+        self.streams.end()
+        self.gate.close()
+        end = time.monotonic() + self._settings.drain_seconds
+        while not self.gate.is_idle and time.monotonic() < end:  # noqa: ASYNC110  (an event would cost every call)
+            await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.sleep(LAST_SECONDS)
+        await self._server.stop(0)
         if self._looking is not None:
             self._looking.cancel()
         await self._admin.stop()
@@ -118,6 +131,7 @@ def _taken(field: str, address: str) -> PreconditionError:
 async def until_asked_to_stop(start: Callable[[], Awaitable[None]], stop: Callable[[], Awaitable[None]]) -> None:
     """Starts, waits for SIGTERM or SIGINT, and stops."""
     asked = asyncio.Event()
+    sys.setswitchinterval(SWITCH_SECONDS)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked.set)

@@ -15,7 +15,6 @@ from detectors.errors import InvalidInputError
 from detectors.runtime import FloatArray
 from prunewatch.v1 import scoring_pb2 as pb
 from prunewatch.v1.scoring_pb2_grpc import ScoringServiceServicer, add_ScoringServiceServicer_to_server
-from server.admission import SlowReaders, Writer
 from server.anomalies import shares_of
 from server.anomaly_messages import anomaly_fields, page_message, query_of
 from server.host import Host
@@ -26,6 +25,7 @@ from server.names import detector_id
 from server.paging import page_limit
 from server.series_messages import required, series_page
 from server.statuses import status_of
+from server.streams import Stream, Streams
 from server.tracks import Index
 
 MAX_POINTS = 65_536  # of one message; a longer one of one series would be that many steps
@@ -39,11 +39,11 @@ class ScoringServicer(ScoringServiceServicer):
     Args:
         host: The detectors.
         metrics: Times the messages of streams.
-        slow_readers: Ends streams that nobody reads.
+        streams: Those that are open.
     """
 
-    def __init__(self, host: Host, metrics: Metrics, slow_readers: SlowReaders) -> None:
-        self._slow_readers = slow_readers
+    def __init__(self, host: Host, metrics: Metrics, streams: Streams) -> None:
+        self._streams = streams
         self._host = host
         self._message_seconds = metrics.request_seconds.labels("ScoringService/ScoreStream")
 
@@ -57,14 +57,14 @@ class ScoringServicer(ScoringServiceServicer):
 
     async def ScoreStream(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
         """Messages of points, each answered once, in order."""
-        async with self._slow_readers.answering(context) as writer:
+        async with self._streams.opened(context) as stream:
             with ExitStack() as open_calls:
-                await self._stream(context, writer, open_calls)
+                await self._answer(stream, open_calls)
 
-    async def _stream(self, context: Context, writer: Writer, open_calls: ExitStack) -> None:
+    async def _answer(self, stream: Stream, open_calls: ExitStack) -> None:
         session: Session | None = None
         # Reading and writing by hand: an asynchronous generator costs a few microseconds more for each message.
-        while (message := await context.read()) is not grpc.aio.EOF:
+        while (message := await stream.read()) is not grpc.aio.EOF:
             began = time.perf_counter()
             sequence = getattr(message, "sequence", 0)
             try:
@@ -76,7 +76,7 @@ class ScoringServicer(ScoringServiceServicer):
                     open_calls.enter_context(session.hosted.stepper.calling())
             except Exception as error:  # noqa: BLE001  (the stream goes on; status_of logs what was not expected)
                 response = pb.ScoreStreamResponse(sequence=sequence, error=status_of(error))
-            await writer.write(response)
+            await stream.write(response)
             self._message_seconds.observe(time.perf_counter() - began)
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:
@@ -279,11 +279,9 @@ def _response(request: pb.ScoreRequest, outcome: Outcome) -> pb.ScoreResponse:
     return response
 
 
-def scoring_service(
-    host: Host, metrics: Metrics, slow_readers: SlowReaders
-) -> tuple[str, Callable[[grpc.aio.Server], None]]:
+def scoring_service(host: Host, metrics: Metrics, streams: Streams) -> tuple[str, Callable[[grpc.aio.Server], None]]:
     """ScoringService, which hub and device share."""
-    scoring = ScoringServicer(host, metrics, slow_readers)
+    scoring = ScoringServicer(host, metrics, streams)
 
     def register(server: grpc.aio.Server) -> None:
         add_ScoringServiceServicer_to_server(scoring, server)

@@ -93,7 +93,7 @@ def write_segment(path: Path, table: pa.Table, arrival: Arrival) -> None:
     partial = path.with_suffix(PARTIAL)
     try:
         with partial.open("wb") as file:
-            pq.write_table(table, file, compression="zstd")
+            pq.write_table(table, file, **_encoding(table.schema))
             file.flush()
             failpoint("history.before_fsync")
             os.fsync(file.fileno())
@@ -105,6 +105,12 @@ def write_segment(path: Path, table: pa.Table, arrival: Arrival) -> None:
         raise
     fsync_folder(path.parent)
     failpoint("history.durable")
+
+
+def _encoding(schema: pa.Schema) -> dict[str, Any]:
+    """How columns are written: dictionaries only where values repeat. Of measurements they are slow to make."""
+    floats = [field.name for field in schema if pa.types.is_float32(field.type)]
+    return {"compression": "zstd", "use_dictionary": ["series", "stamp"], "use_byte_stream_split": floats}
 
 
 def arrival_of(path: Path) -> Arrival:

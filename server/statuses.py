@@ -18,6 +18,7 @@ from detectors.errors import (
     ConflictError,
     CorruptBundleError,
     DeadlineError,
+    EndingError,
     ExhaustedError,
     InvalidInputError,
     NotFoundError,
@@ -40,6 +41,7 @@ CODES: Mapping[type[PrunewatchError], int] = {
     ExhaustedError: code_pb2.RESOURCE_EXHAUSTED,
     CorruptBundleError: code_pb2.DATA_LOSS,
     DeadlineError: code_pb2.DEADLINE_EXCEEDED,
+    EndingError: code_pb2.UNAVAILABLE,
     PrunewatchError: code_pb2.INTERNAL,
 }
 GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}

@@ -148,13 +148,13 @@ class Stepper:
         """Forgets series between two points: what waits is taken before, the rest of long requests begins new ones.
 
         Raises:
-            OSError: as of `Scorer.let_go`; the series are what they were.
+            OSError: as of `Carried.let_go`; the series are what they were.
         """
         if not len(slots):
             return
         self.drain()  # whoever waits knows the series by their slots, and so does whoever runs
         names = {slot: scorer.series.name(slot) for slot in slots.tolist()}
-        scorer.let_go(slots)
+        scorer.carried.let_go(slots)
         for running in self._running:
             if running.scorer is scorer and running.left:
                 left = np.concatenate(running.left)

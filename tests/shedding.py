@@ -41,7 +41,7 @@ class Shedding(ScoringServicer):
     """
 
     def __init__(self, hub: Hub) -> None:
-        super().__init__(hub.host, hub.metrics, hub.listener.slow_readers)
+        super().__init__(hub.host, hub.metrics, hub.listener.streams)
         self.calls = 0
         self.pushback: str | None = None
         self.messages: list[int] = []

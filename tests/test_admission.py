@@ -130,12 +130,13 @@ async def test_a_call_whose_time_is_over_is_not_begun(tmp_path: Path) -> None:
 @pytest.mark.promise("L2")
 async def test_who_does_not_read_is_ended_and_stalls_nobody(tmp_path: Path) -> None:
     """A hundred streams that write and never read are ended soon; others are served meanwhile."""
-    async with serving(tmp_path, slow_reader_seconds=2.0) as (hub, channel):
+    async with serving(tmp_path, slow_reader_seconds=5.0) as (hub, channel):
         stub = ScoringServiceStub(channel)
         calm = await _times(stub, 100)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{hub.listener.port}", options=SMALL_WINDOWS) as other:
             deaf = [asyncio.create_task(_write_only(other)) for _ in range(100)]
-            await eventually(lambda: asyncio.sleep(0, hub.listener.gate.streams == 100))
+
+            await eventually(lambda: asyncio.sleep(0, len(hub.listener.streams.stuck) == 100))
             began = time.monotonic()
             beside = await _times(stub, 100)
             await eventually(lambda: asyncio.sleep(0, hub.listener.gate.streams == 0), seconds=30)
@@ -148,7 +149,7 @@ async def test_who_does_not_read_is_ended_and_stalls_nobody(tmp_path: Path) -> N
 
     assert (count, callers) == (100, 0)
     assert took < 15
-    assert np.median(beside) < 20 * np.median(calm)  # both share this test's loop and cores with a hundred writers
+    assert np.median(beside) < 5 * np.median(calm) + 0.005  # would be seconds if they had to wait for it
 
 
 async def _times(stub: ScoringServiceStub, n: int) -> list[float]:

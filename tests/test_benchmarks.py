@@ -25,7 +25,7 @@ def run(script: str, *arguments: str, **environment: str) -> subprocess.Complete
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", [*BENCHMARKS, "all"])
+@pytest.mark.parametrize("script", [*BENCHMARKS, "profile_scoring", "all"])
 def test_help_teaches(script: str) -> None:
     """--help says what is measured, how to run it, and which arguments there are."""
     done = run(script, "--help")
@@ -37,22 +37,25 @@ def test_help_teaches(script: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("script", "ratios"),
+    ("script", "arguments", "ratios"),
     [
         (
             "scoring",
-            {"points_vs_echo", "points_vs_echo_pipelined", "cpu_vs_echo", "unary_p50_vs_echo"},
+            ("--only", "echo", "step", "metrics"),  # tests/test_scoring_benchmark.py runs the other parts
+            {"points_vs_echo", "points_vs_echo_pipelined", "unary_p50_vs_echo", "step_vs_matmul", "metrics_overhead"},
         ),
-        ("carried_state", {"carried_vs_window_batch_256", "carried_vs_window_batch_1", "spearman_operator"}),
+        ("carried_state", (), {"carried_vs_window_batch_256", "carried_vs_window_batch_1", "spearman_operator"}),
     ],
 )
-def test_a_quick_run_writes_its_table_and_its_json(script: str, ratios: set[str], tmp_path: Path) -> None:
+def test_a_quick_run_writes_its_table_and_its_json(
+    script: str, arguments: tuple[str, ...], ratios: set[str], tmp_path: Path
+) -> None:
     """--json holds figures, ratios, machine, versions and commit; the table lands between its markers alone."""
     record, document = tmp_path / "record.json", tmp_path / "benchmarks.md"
     others = [f"<!-- {name}:begin -->\nkept\n<!-- {name}:end -->" for name in BENCHMARKS if name != script]
     document.write_text("\n".join(["# Title", f"<!-- {script}:begin -->", f"<!-- {script}:end -->", *others]))
 
-    done = run(script, "--quick", "--json", str(record), "--docs", str(document))
+    done = run(script, "--quick", *arguments, "--json", str(record), "--docs", str(document))
 
     written = json.loads(record.read_text()) if record.exists() else pytest.fail(done.stderr)
     if "skipped" in written:
@@ -87,3 +90,5 @@ def test_the_document_has_a_place_for_every_benchmark() -> None:
 
     for name in BENCHMARKS:
         assert document.count(f"<!-- {name}:begin -->") == document.count(f"<!-- {name}:end -->") == 1
+    profile = (DOCUMENT.parent / "performance.md").read_text()
+    assert profile.count("<!-- profile_scoring:begin -->") == profile.count("<!-- profile_scoring:end -->") == 1

@@ -109,8 +109,8 @@ async def test_after_an_orderly_end_series_go_on_bit_by_bit(tmp_path: Path) -> N
         found = {}
         for name in NAMES:  # those on disk come back for it
             (slot,) = slots = scorer.series.known([name])
-            (seat,) = scorer._seats(slots)
-            state = b"".join(array[seat].tobytes() for array in scorer._state)
+            (seat,) = scorer.carried.seats(slots)
+            state = b"".join(array[seat].tobytes() for array in scorer.carried.state)
             ring = scorer.series.recent(slot).tobytes()
             found[name] = (state, ring, int(scorer.series.last_stamp[slot]), int(scorer.series.seen[slot]))
         return found

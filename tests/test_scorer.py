@@ -328,7 +328,7 @@ def test_after_a_swap_every_series_stands_where_its_ring_leads(setting, work, li
     assert scorer.series.last_stamp.tolist() == stamps.tolist()
     count = len(scorer.series)
     for slot in range(count):
-        for carried, wanted in zip(scorer._state, replayed(scorer, new, slot), strict=True):
+        for carried, wanted in zip(scorer.carried.state, replayed(scorer, new, slot), strict=True):
             np.testing.assert_allclose(carried[slot], wanted[0], rtol=1e-5, atol=1e-5)
     states = [np.concatenate(parts) for parts in zip(*(replayed(scorer, new, i) for i in range(count)), strict=True)]
     following = points(count, 5)
@@ -351,11 +351,11 @@ def test_a_successor_that_fell_behind_its_ring_starts_again() -> None:
     feed(scorer, [0] * 9 + [1] * 8, 12, points(17, 1))  # series 0 misses one point, series 1 misses none
     scorer.flip(successor)
 
-    assert scorer._state[0][0].tobytes() == replayed(scorer, new, 0)[0].tobytes()
+    assert scorer.carried.state[0][0].tobytes() == replayed(scorer, new, 0)[0].tobytes()
     continued = new.runtime.fresh(1)
     for row in [*points(12)[1::2], *points(17, 1)[9:]]:
         continued = new.runtime.step(row[None], continued).state
-    assert scorer._state[0][1].tobytes() == continued[0].tobytes()
+    assert scorer.carried.state[0][1].tobytes() == continued[0].tobytes()
 
 
 def test_the_old_version_scores_until_the_flip() -> None:
@@ -408,7 +408,7 @@ def test_catching_up_elsewhere_while_points_arrive() -> None:
     scorer.flip(successor)
 
     for slot in names:
-        for carried, wanted in zip(scorer._state, replayed(scorer, new, slot), strict=True):
+        for carried, wanted in zip(scorer.carried.state, replayed(scorer, new, slot), strict=True):
             np.testing.assert_array_equal(carried[slot], wanted[0])
 
 

@@ -64,9 +64,9 @@ def score(scorer: Scorer, series: Sequence[int], clock: int, values: np.ndarray)
 
 def save(scorer: Scorer) -> None:
     """What the server does every minute and when it ends."""
-    copies = scorer.copies(scorer.unsaved())
-    scorer._shelf.put(copies.rows)
-    scorer.saved(copies)
+    copies = scorer.carried.copies(scorer.carried.unsaved())
+    scorer.carried._shelf.put(copies.rows)
+    scorer.carried.saved(copies)
 
 
 def same(a: Scored, b: Scored) -> None:
@@ -116,18 +116,18 @@ def test_series_that_left_come_back_as_if_they_had_not(tmp_path_factory, work, r
             save(small)
         elif step == "restart":
             save(small)
-            small._shelf.close()
+            small.carried._shelf.close()
             served, begun = small.served, []
             small = scorer(path, room, served=served)
-            small.unshelve()
+            small.carried.unshelve()
         else:
             names = [f"s{i}" for i in data.draw(st.lists(st.integers(0, 11), max_size=4))]
             for it in (small, large):
                 known = it.series.known(names)
-                (it.let_go if step == "let go" else it.begin_anew)(known)
+                (it.carried.let_go if step == "let go" else it.carried.begin_anew)(known)
         assert small.series.seated <= max(room, 1)
         assert len(small.series) == len(large.series)
-    small._shelf.close()
+    small.carried._shelf.close()
 
 
 @pytest.mark.promise("L6")
@@ -149,7 +149,7 @@ def test_networks_go_on_bit_by_bit(tmp_path: Path, kind: str) -> None:
             got = [it.score(it.series.slots([names[i] for i in part]), stamps, values) for it in (small, large)]
             same(*got)
     assert small.series.seated <= n // 5 < len(small.series) == n
-    assert small.left > n
+    assert small.carried.left > n
     assert small.state_bytes < 0.35 * large.state_bytes
 
 
@@ -197,7 +197,7 @@ def test_scoring_goes_on_while_the_disk_is_full(tmp_path: Path) -> None:
         most.append(small.series.seated)
         if turn == 8:
             save(small)
-            small.leave_excess()
+            small.carried.leave_excess()
     assert most[2:9] == [3, 9, 9, 9, 9, 9, 9]
     assert most[-1] == 3
 
@@ -222,11 +222,11 @@ def test_a_damaged_file_is_put_aside(tmp_path: Path, caplog) -> None:
     path = tmp_path / "pump.db"
     path.write_bytes(b"no database at all " * 100)
     small = scorer(path, 2)
-    small.unshelve()
+    small.carried.unshelve()
     for turn in range(2):
         for name in range(5):
             score(small, [name], 10 * turn + name, np.ones((1, FEATURES), np.float32))
-    assert small.returned > 0
+    assert small.carried.returned > 0
     assert path.with_name("pump.db.damaged").exists()
     assert "is damaged" in caplog.text
 
@@ -246,9 +246,9 @@ def test_a_series_that_is_let_go_leaves_nothing_behind(tmp_path: Path) -> None:
     for turn in range(5):
         score(small, [0, 1], 100 + 10 * turn, np.full((2, FEATURES), 5, np.float32))
     save(small)
-    small.let_go(small.series.known(["s0", "nobody"]))
-    assert {it.name: it.seen for it in small._shelf.labels()} == {"s0": GONE, "s1": 5}
-    assert [it.name for it in small._shelf.get(["s0", "s1"])] == ["s1"]
+    small.carried.let_go(small.series.known(["s0", "nobody"]))
+    assert {it.name: it.seen for it in small.carried._shelf.labels()} == {"s0": GONE, "s1": 5}
+    assert [it.name for it in small.carried._shelf.get(["s0", "s1"])] == ["s1"]
     fresh = Scorer(ewma(), ring_points=RING)
     for turn in range(4):
         row = np.full((1, FEATURES), turn, np.float32)

@@ -189,5 +189,5 @@ async def test_ten_thousand_cancels_leave_nothing_behind(hub: Hub) -> None:
     assert set(answer.statuses) <= {Status.OK, Status.WARMING_UP}
     assert (stepper.callers, len(stepper._waiting)) == (0, 0)
     assert (hub.listener.gate.calls, hub.listener.gate.streams) == (0, 0)
-    assert len(hub.listener.slow_readers._writers) == 0
+    assert len(hub.listener.streams) == 0
     assert len(asyncio.all_tasks()) <= tasks_before + 20
