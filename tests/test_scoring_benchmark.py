@@ -255,6 +255,7 @@ def test_memory_is_not_watched_for_an_unknown_time() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.promise("L1")
 def test_streams_and_memory_run(benchmark, tmp_path) -> None:
     """A thousand streams are answered without an error, and memory gets a slope."""
     record, document = tmp_path / "record.json", tmp_path / "benchmarks.md"
