@@ -12,6 +12,7 @@ from google.longrunning import operations_pb2_grpc
 from prometheus_client import CollectorRegistry
 
 from prunewatch.v1 import detectors_pb2_grpc, feedback_pb2_grpc, pruning_pb2_grpc
+from server.allocators import settle_allocators
 from server.config import HUB, Settings
 from server.detectors_service import DetectorServicer
 from server.feedback_service import FeedbackServicer
@@ -180,5 +181,6 @@ def run(settings: Settings, trainer: Sequence[str] = COMMAND) -> None:
         hub = Hub(settings, trainer=trainer)
         await until_asked_to_stop(hub.start, hub.stop)
 
+    settle_allocators()
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(live())

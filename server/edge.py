@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from detectors.bundle import MANIFEST, Bundle, read_bundle
 from detectors.served import Served
+from server.allocators import settle_allocators
 from server.archive import unpack_bundle
 from server.config import DetectorConfig, Settings, load_settings
 from server.host import Host
@@ -106,5 +107,6 @@ def run(
         edge = Edge(loaded, settings, config=config)
         await until_asked_to_stop(edge.start, edge.stop)
 
+    settle_allocators()
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(live())
