@@ -35,10 +35,10 @@ def series(
     A series is one stream of points with a state of its own. The list says of each when its newest point was, how many
     it has taken since it began, whether it warms up, and when the server last heard of it.
 
-    Reset a series after a repair or a change of the machine: state and last points are forgotten, and the next points
-    have no score until it is warm again. Its last stamp stays, so nothing is taken twice. Delete it when the machine is
-    gone, or its clock was wrong: all is forgotten, and a point that comes later begins a new series, whatever its stamp.
-    Both work under open streams. Points kept for training and anomalies that were found stay.
+    Reset a series after a repair or a change of the machine: state and last points are forgotten, and the next
+    points have no score until it is warm again. Its last stamp stays, so nothing is taken twice. Delete it when the
+    machine is gone, or its clock was wrong: all is forgotten, and a point that comes later begins a new series,
+    whatever its stamp. Both work under open streams. Points kept for training and anomalies that were found stay.
 
         prunewatch series pump --server 127.0.0.1:8001
         prunewatch series pump --server 127.0.0.1:8001 --reset north --reset south
