@@ -46,7 +46,7 @@ PLACES = {
     "metrics": r"prometheus_client/|server/metrics\.py",
     "reading the request (protobuf)": r"^parse \(server/interceptors\.py",
     POLLER: r"^run \(threading\.py",
-    GRPC: r"^ScoreStream \(server/scoring\.py|grpc/|asyncio/|server/interceptors\.py",
+    GRPC: r"^(ScoreStream|_answer) \(server/scoring\.py|server/streams\.py|grpc/|asyncio/|server/interceptors\.py",
     "the servicer: checks, arrays, the answer": r"server/(scoring|tracks)\.py",
     "stamps, state and rings of the series": r"detectors/",
     "after the step: flags, drift, what is kept": r"server/",
