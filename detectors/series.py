@@ -175,7 +175,8 @@ class SeriesTable:
 
     def silent_since(self, before: float) -> Slots:
         """Series that have taken no point since a moment, in seconds since the epoch."""
-        return np.array([slot for slot in self._slot_of.values() if self.heard[slot] < before], np.int64)
+        slots = np.fromiter(self._slot_of.values(), np.int64, len(self._slot_of))
+        return slots[self.heard[slots] < before]
 
     def let_go(self, slots: Slots) -> None:
         """Forgets series; their slots and seats become those of others."""

@@ -1,7 +1,7 @@
 """Memory that was freed goes back: few heaps for threads, and one allocator for everything.
 
 A hub frees a few megabytes in several threads every few seconds. glibc gives each thread a heap of its own and pyarrow
-keeps pools of its own, and both keep what is free: resident memory grows for hours.
+keeps pools of its own, and both keep what is free: resident memory grows.
 """
 
 from __future__ import annotations

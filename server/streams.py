@@ -76,12 +76,8 @@ class Streams:
     def __len__(self) -> int:
         return len(self._open)
 
-    @property
-    def stuck(self) -> list[Stream]:
-        """Those whose answer has been waiting for half a second."""
-        return self._waiting(0.5)
-
-    def _waiting(self, seconds: float) -> list[Stream]:
+    def waiting(self, seconds: float) -> list[Stream]:
+        """Those whose answer nobody has read for so long."""
         before = time.monotonic() - seconds
         return [it for it in self._open if 0 < it.since < before]
 
@@ -109,6 +105,6 @@ class Streams:
         """Looks for answers that nobody reads until cancelled."""
         while True:
             await asyncio.sleep(self._limit / 10)
-            for stream in self._waiting(self._limit):
+            for stream in self.waiting(self._limit):
                 self._not_read()
                 stream.end(NOT_READ, at_once=True)

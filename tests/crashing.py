@@ -19,11 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conftest import eventually
+from conftest import bundle_facts, eventually
 from crash_trainer import MISBEHAVE
+from graphs import ewma_bundle
 
+from detectors.bundle import write_bundle
 from detectors.failpoints import VARIABLE
 from prunewatch.client import Client, Scores, ServiceError
+from server.publish import publish_fit
+from server.store import Store
 
 NAME = "pump"
 FEATURES = ["f1", "f2"]
@@ -44,6 +48,15 @@ SERVE = (
 
 class DiedError(Exception):
     """The hub is gone."""
+
+
+def stock(root: Path) -> None:
+    """Makes a store with the fitted detector `pump`, whose stamps are row numbers."""
+    bundle = ewma_bundle(NAME, 1)
+    with Store.open(root) as store:
+        store.catalog.create_detector(NAME, {"time": "index"}, list(bundle.manifest.features))
+        write_bundle(bundle, store.bundle_folder(bundle.hash))
+        publish_fit(store, NAME, {"parent": bundle_facts(bundle)})
 
 
 class Node:

@@ -12,22 +12,19 @@ from pathlib import Path
 import grpc.aio
 import numpy as np
 import pytest
-from conftest import QUICK_TRAINER, bundle_facts, eventually, hub_settings, publish
-from crashing import Node
+from conftest import QUICK_TRAINER, eventually, hub_settings, publish
+from crashing import Node, stock
 from google.rpc import error_details_pb2, status_pb2
 from graphs import ewma_bundle
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from detectors.bundle import write_bundle
 from prunewatch.v1 import scoring_pb2 as pb
 from prunewatch.v1.scoring_pb2_grpc import ScoringServiceStub
 from server.admission import Gate
 from server.app import Hub
 from server.bench.load import Load
 from server.bench.session import connected
-from server.publish import publish_fit
 from server.statuses import DETAILS, PUSHBACK
-from server.store import Store
 
 SMALL_WINDOWS = [("grpc.http2.lookahead_bytes", 65536), ("grpc.http2.bdp_probe", 0)]
 """Of a connection of its own: little fits between a server and a reader that does not read."""
@@ -138,11 +135,7 @@ async def test_a_call_whose_time_is_over_is_not_begun(tmp_path: Path) -> None:
 async def test_ten_times_what_can_be_done_over_streams_is_held_back(tmp_path: Path) -> None:
     """An open loop: as much is answered as at most, no error, and health answers soon: streams push back."""
     node = Node(tmp_path / "store", tmp_path / "log", detectors={"pump": {"time": "index"}})
-    bundle = ewma_bundle("pump", 1)
-    with Store.open(tmp_path / "store") as store:
-        store.catalog.create_detector("pump", {"time": "index"}, list(bundle.manifest.features))
-        write_bundle(bundle, store.bundle_folder(bundle.hash))
-        publish_fit(store, "pump", {"parent": bundle_facts(bundle)})
+    stock(tmp_path / "store")
     node.start()
     waits, states = [], []
 
@@ -181,7 +174,7 @@ async def test_who_does_not_read_is_ended_and_stalls_nobody(tmp_path: Path) -> N
         async with grpc.aio.insecure_channel(f"127.0.0.1:{hub.listener.port}", options=SMALL_WINDOWS) as other:
             deaf = [asyncio.create_task(_write_only(other)) for _ in range(100)]
 
-            await eventually(lambda: asyncio.sleep(0, len(hub.listener.streams.stuck) == 100))
+            await eventually(lambda: asyncio.sleep(0, len(hub.listener.streams.waiting(0.5)) == 100))
             began = time.monotonic()
             beside = await _times(stub, 100)
             await eventually(lambda: asyncio.sleep(0, hub.listener.gate.streams == 0), seconds=30)

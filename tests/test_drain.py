@@ -10,17 +10,12 @@ from pathlib import Path
 import grpc.aio
 import numpy as np
 import pytest
-from conftest import bundle_facts
-from crashing import Node
-from graphs import ewma_bundle
+from crashing import Node, stock
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from detectors.bundle import write_bundle
 from detectors.stamps import Status
 from prunewatch.v1 import scoring_pb2 as pb
 from prunewatch.v1.scoring_pb2_grpc import ScoringServiceStub
-from server.publish import publish_fit
-from server.store import Store
 
 CALLERS, STREAMS = 8, 4
 ONE = np.ones((1, 2), "<f4").tobytes()
@@ -87,11 +82,7 @@ class Load:
 async def test_sigterm_under_load_loses_nothing(tmp_path: Path) -> None:
     """Twice: NOT_SERVING before anything fails, nothing is taken and not answered, streams end soon, exit 0."""
     node = Node(tmp_path / "store", tmp_path / "log", detectors={"pump": {"time": "index"}}, drain_seconds=20)
-    bundle = ewma_bundle("pump", 1)
-    with Store.open(tmp_path / "store") as store:
-        store.catalog.create_detector("pump", {"time": "index"}, list(bundle.manifest.features))
-        write_bundle(bundle, store.bundle_folder(bundle.hash))
-        publish_fit(store, "pump", {"parent": bundle_facts(bundle)})
+    stock(tmp_path / "store")
     node.start()
     process = node.process
     assert process is not None
