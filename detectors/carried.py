@@ -21,7 +21,7 @@ from detectors.successor import Successor, replay_of
 
 LEAVE_AT_ONCE = 256
 """Series that leave their seats together, where there are that many: one writing for all of them."""
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("prunewatch.detectors.carried")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from server.background import in_background
 MAX_WAITING = 10_000
 """Anomalies of one detector that wait for the next write, whatever it may keep."""
 DETECTORS_AT_ONCE = 10  # in one transaction: few commits, and other writers of the catalog never wait for long
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("prunewatch.anomaly_keeping")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from server.feedback_service import FeedbackServicer
 from server.host import Host
 from server.inference_service import inference_service
 from server.listener import Listener, Register, until_asked_to_stop
+from server.logs import set_up
 from server.maintenance import Maintenance
 from server.metrics import Metrics
 from server.operations import OperationsServicer
@@ -32,7 +33,7 @@ from server.store import Store
 from server.training import COMMAND
 
 TIDY_SECONDS = 3600.0
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("prunewatch.app")
 
 
 class Hub:
@@ -175,7 +176,7 @@ class Hub:
 
 def run(settings: Settings, trainer: Sequence[str] = COMMAND) -> None:
     """Runs a hub until SIGTERM or SIGINT; `trainer` is the command that starts its trainer."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    set_up(settings.log.format, settings.log.level)
 
     async def live() -> None:
         hub = Hub(settings, trainer=trainer)

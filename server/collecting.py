@@ -21,7 +21,7 @@ OF_DETECTORS = (HISTORY, GOLDEN, DETECTORS, DRIFT, SERIES)
 GRACE_SECONDS = 3600.0
 TABLES_KEPT_SECONDS = 90 * 86400.0
 """Then a latency table is measured again."""
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("prunewatch.collecting")
 
 
 def collect(

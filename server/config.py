@@ -242,6 +242,15 @@ class DetectorConfig(Section):
         return self
 
 
+class Log(Section):
+    """What the process writes of itself, on standard error."""
+
+    format: Literal["console", "json"] = "console"
+    """One line an event: for people, or a JSON object for collectors."""
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """From which level on."""
+
+
 class Settings(BaseSettings):
     """All settings of a hub."""
 
@@ -261,6 +270,7 @@ class Settings(BaseSettings):
     """Budgets by device class; `hub` always exists."""
     detectors: dict[Name, DetectorConfig] = {}
     """Detectors that this file owns; the API refuses to change them."""
+    log: Log = Log()
     max_detectors: int = Field(default=100, ge=1)
     """Also bounds the label values of the metrics."""
     ring_points: int = Field(default=256, ge=1, le=1 << 20)

@@ -13,7 +13,7 @@ from detectors.bundle import replaced, write_durably
 from server.drift import Drift
 from server.layout import DRIFT
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("prunewatch.drift_files")
 
 
 def write_drift(root: Path, name: str, drift: Drift) -> None:

@@ -18,10 +18,11 @@ from server.config import DetectorConfig, Settings, load_settings
 from server.host import Host
 from server.inference_service import inference_service
 from server.listener import Listener, until_asked_to_stop
+from server.logs import set_up
 from server.metrics import Metrics
 from server.scoring import scoring_service
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("prunewatch.edge")
 
 
 class Edge:
@@ -99,8 +100,8 @@ def run(
         InvalidInputError: an address can not be used.
         CorruptBundleError: the bundle is not whole.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = load_settings(listen=listen, admin=admin)
+    set_up(settings.log.format, settings.log.level)
     loaded = load_bundle(bundle)
 
     async def live() -> None:

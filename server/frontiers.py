@@ -39,7 +39,7 @@ SHOWN = (
 )  # fmt: skip
 """What is shown of a point, in this order."""
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("prunewatch.frontiers")
 
 
 class _File(BaseModel):

@@ -28,7 +28,7 @@ IMPORT_SERIES = "import"
 SEGMENT_ROWS = 65_536  # segments of so many rows are not merged any further
 KEEP_REPLACED_SECONDS = 900.0
 AGE_STEPS = 8  # segments span at most this part of `max_age`, so that points go about when they should
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("prunewatch.history")
 
 
 class History:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 LAST_TAKEN = int(Status.NOT_DUE)
 """Points with a status up to this were taken."""
 SHELVED_AT_ONCE = 256
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("prunewatch.hosted")
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ ServerMetadataResponse = inference.message("ServerMetadataResponse")
 ModelReadyResponse = inference.message("ModelReadyResponse")
 ModelInferResponse = inference.message("ModelInferResponse")
 ModelStreamInferResponse = inference.message("ModelStreamInferResponse")
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("prunewatch.inference_service")
 
 
 class InferenceServicer:

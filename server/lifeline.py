@@ -8,7 +8,7 @@ import signal
 import sys
 
 PR_SET_PDEATHSIG = 1
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("prunewatch.lifeline")
 
 
 def end_with_parent() -> None:

@@ -30,7 +30,7 @@ LAST_SECONDS = 0.2
 """For calls that have come and are not refused yet. gRPC itself would tell them no more than CANCELLED."""
 PENDING_CALLS = 10_000
 """Calls that wait inside gRPC before they are looked at. It refuses those beyond with CANCELLED, anybody's."""
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("prunewatch.listener")
 Register = Callable[[grpc.aio.Server], None]
 
 

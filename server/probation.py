@@ -20,7 +20,7 @@ from server.roster import Roster
 from server.shadow import Shadow
 
 LOOK_SECONDS = 1.0
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("prunewatch.probation")
 
 
 @dataclass

@@ -16,7 +16,7 @@ from server.journal import error_fields
 from server.records import OperationRow
 
 WRITE_SECONDS = 1.0  # each write is an fsync; what happens in between is in memory
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("prunewatch.progress")
 
 
 class Operations:
@@ -33,12 +33,16 @@ class Operations:
         self._running: dict[str, OperationRow] = {}
         self._ended: dict[str, asyncio.Event] = {}
         self._written: dict[str, float] = {}
+        self._since: dict[str, float] = {}
+        """When the stage that each is in began."""
 
     async def begin(self, kind: str, detector: str) -> OperationRow:
         """A new operation."""
         row = await asyncio.to_thread(self._catalog.create_operation, kind, detector)
         self._running[row.name] = row
         self._ended[row.name] = asyncio.Event()
+        self._since[row.name] = self._monotonic()
+        logger.info("%s begun", kind, extra={"operation": row.name, "detector": detector})
         return row
 
     async def get(self, name: str) -> OperationRow:
@@ -63,6 +67,8 @@ class Operations:
         row = self._running.get(name)
         if row is None:
             return
+        if stage != row.stage:
+            self._tell_stage(row)
         self._running[name] = replace(row, stage=stage, done=done, message=message)
         if self._monotonic() - self._written.get(name, -WRITE_SECONDS) >= WRITE_SECONDS:
             self._written[name] = self._monotonic()
@@ -72,17 +78,30 @@ class Operations:
 
     async def succeed(self, name: str, result: Mapping[str, Any]) -> None:
         """Ends an operation with its result."""
-        await self._end(name, self._catalog.succeed_operation, result)
+        told = {key: result[key] for key in ("outcome", "reason", "version") if result.get(key)}
+        await self._end(name, self._catalog.succeed_operation, result, **told)
 
     async def fail(self, name: str, error: PrunewatchError) -> None:
         """Ends an operation with an error."""
-        await self._end(name, self._catalog.fail_operation, error)
+        await self._end(name, self._catalog.fail_operation, error, problem=str(error))
 
     async def cancel(self, name: str) -> None:
         """Ends an operation because somebody asked for it."""
-        await self._end(name, self._catalog.cancel_operation)
+        await self._end(name, self._catalog.cancel_operation, outcome="cancelled")
 
-    async def _end(self, name: str, write: Callable[..., None], *arguments: Any) -> None:
+    def _tell_stage(self, row: OperationRow) -> None:
+        """One line for each stage of a fit or cycle when it is over."""
+        began, now = self._since.get(row.name, self._monotonic()), self._monotonic()
+        self._since[row.name] = now
+        if row.stage:
+            facts = {"operation": row.name, "detector": row.detector, "stage": row.stage, "seconds": now - began}
+            logger.info("%s step", row.kind, extra=facts)
+
+    async def _end(self, name: str, write: Callable[..., None], *arguments: Any, **told: Any) -> None:
+        if (row := self._running.get(name)) is not None:
+            self._tell_stage(row)
+            level = logging.WARNING if "problem" in told else logging.INFO
+            logger.log(level, "%s ended", row.kind, extra={"operation": name, "detector": row.detector, **told})
         try:
             await asyncio.to_thread(write, name, *arguments)
             self._running.pop(name, None)
@@ -95,5 +114,6 @@ class Operations:
                 self._running[name] = replace(row, state="failed", error=error_fields(known), ended=time.time())
         finally:
             self._written.pop(name, None)
+            self._since.pop(name, None)
             if (ended := self._ended.pop(name, None)) is not None:
                 ended.set()

@@ -25,7 +25,7 @@ from server.shadow import Verdict
 from server.spans import Span, Spans
 from server.store import Store
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("prunewatch.roster")
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ HOLD_SECONDS = 5.0
 """What may not begin (frozen, pinned, cooling down) is looked at again after so long ..."""
 ERROR_SECONDS = 60.0
 """... and what could not."""
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("prunewatch.schedule")
 
 
 class Scheduler:

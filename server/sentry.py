@@ -17,7 +17,7 @@ from server.triggers import Demand, measured_above
 
 MEASURED_SECONDS = 60.0
 """The book is asked for measurements so often."""
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("prunewatch.sentry")
 
 
 class Sentry:

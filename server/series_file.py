@@ -37,7 +37,7 @@ ON CONFLICT (name) DO UPDATE SET
     state = excluded.state, ring = excluded.ring, turn = excluded.turn
 WHERE excluded.turn >= series.turn
 """
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("prunewatch.series_file")
 
 
 class SeriesFile:

@@ -45,7 +45,7 @@ CODES: Mapping[type[PrunewatchError], int] = {
     PrunewatchError: code_pb2.INTERNAL,
 }
 GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("prunewatch.statuses")
 
 
 def status_of(error: Exception) -> status_pb2.Status:

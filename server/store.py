@@ -38,7 +38,7 @@ from server.history import History
 from server.layout import BUNDLES, CATALOG, DETECTORS, FRONTIERS, HISTORY, LOCK, QUARANTINE, STAGING, TABLES
 from server.spans import Span, Spans
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("prunewatch.store")
 
 
 class Store:

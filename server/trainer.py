@@ -44,6 +44,7 @@ from server.golden import inherit_golden, read_golden, write_golden
 from server.labelled import read_labelled
 from server.layout import BUNDLES, TABLES
 from server.lifeline import end_with_parent
+from server.logs import set_up_as_inherited
 from server.reservoir import GUARD_POINTS, is_reservoir
 from server.spans import Said
 from server.stretches import Stretch, read_stretches, some_of
@@ -454,7 +455,7 @@ def _lineage(cause: str, stretches: list[Stretch], seed: int, parent: str | None
 
 def main() -> int:
     """Runs the job on standard input; 0 when it ended with a result or with an error that a user can mend."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    set_up_as_inherited()
     end_with_parent()
     out = sys.stdout
     try:

@@ -22,7 +22,7 @@ LOW_PRIORITY = 10
 """Niceness, from the first moment on: importing torch keeps a core busy, and scoring on the same cores comes first."""
 KILLED = -9
 """Exit code of what was killed: by the system, for want of memory, or by a person."""
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("prunewatch.training")
 Report = Callable[[str, float, str], Awaitable[None]]
 
 

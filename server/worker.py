@@ -23,7 +23,7 @@ from server.roster import Roster
 from server.training import train
 from server.uploads import Upload
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("prunewatch.worker")
 
 
 @dataclass
