@@ -58,7 +58,7 @@ types: $(VENV)/.dev ## mypy --strict on the product
 contracts: $(VENV)/.dev ## import-linter: which folder may import which
 	$(BIN)/lint-imports --no-cache
 
-proto: $(VENV)/.dev ## regenerate the committed stubs and descriptor
+proto: $(VENV)/.dev ## regenerate what is made of the .proto files: stubs, descriptor, docs/reference.md
 	$(BIN)/python proto/generate.py
 
 proto-drift: $(VENV)/.dev ## fail if the committed ones are not what the .proto files generate

@@ -1,4 +1,4 @@
-"""Generates the committed stubs of `prunewatch/v1` and the descriptor of `prunewatch/inference` from the .proto files.
+"""Generates stubs and docs/reference.md of `prunewatch/v1`, and the descriptor of `prunewatch/inference`.
 
 `python proto/generate.py` writes them; with `--check` it writes nothing and exits 1 when the committed ones differ.
 """
@@ -14,9 +14,14 @@ from pathlib import Path
 
 import google.rpc
 import grpc_tools
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from grpc_tools import protoc
 
+from reference import reference
+
 ROOT = Path(__file__).resolve().parent
+REPOSITORY = ROOT.parent
+REFERENCE = Path("docs/reference.md")
 PACKAGE = Path("prunewatch/v1")
 SCRIPTS = Path(sys.executable).parent  # of this environment, which need not be the active one
 MYPY = ("mypy", "mypy_grpc")
@@ -29,60 +34,65 @@ OPERATIONS = ("google/longrunning/operations_proto.proto", "google/longrunning/o
 
 
 def generate(out: Path) -> list[Path]:
-    """Writes the stubs and the descriptor below `out`; returns them.
+    """Writes all of it below `out`, as it lies in the repository; returns the files.
 
     Raises:
         SystemExit: protoc refused a .proto file; it has said why.
     """
     bundled = Path(grpc_tools.__file__).parent / "_proto"
     common = Path(next(iter(google.rpc.__path__))).parents[1]
+    stubs = out / ROOT.name
+    (stubs / DESCRIPTOR).parent.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as folder:
         shipped, imported = (Path(base) / name for base, name in zip((common, folder), OPERATIONS, strict=True))
         imported.parent.mkdir(parents=True)
         shutil.copyfile(shipped, imported)
+        described = Path(folder) / "all.binpb"
         arguments = [
             "protoc",
             *(f"-I{include}" for include in (ROOT, folder, bundled, common)),
-            *(f"--{kind}_out={out}" for kind in ("python", "grpc_python")),
+            *(f"--{kind}_out={stubs}" for kind in ("python", "grpc_python")),
             *(f"--plugin=protoc-gen-{kind}={SCRIPTS / f'protoc-gen-{kind}'}" for kind in MYPY),
-            *(f"--{kind}_out=quiet:{out}" for kind in MYPY),
+            *(f"--{kind}_out=quiet:{stubs}" for kind in MYPY),
+            *("--include_source_info", f"--descriptor_set_out={described}"),
             *(str(path) for path in sorted((ROOT / PACKAGE).glob("*.proto"))),
         ]
         if protoc.main(arguments):
             sys.exit(1)
-    written = sorted(path for pattern in STUBS for path in out.glob(pattern))
+        files = FileDescriptorSet.FromString(described.read_bytes())
+    written = sorted(path for pattern in STUBS for path in stubs.glob(pattern))
     for path in written:  # grpcio-tools leaves trailing blanks in places
         path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()).rstrip() + "\n")
-    (out / DESCRIPTOR).parent.mkdir(parents=True)
-    if protoc.main(["protoc", f"-I{ROOT}", f"--descriptor_set_out={out / DESCRIPTOR}", str(ROOT / INFERENCE)]):
+    if protoc.main(["protoc", f"-I{ROOT}", f"--descriptor_set_out={stubs / DESCRIPTOR}", str(ROOT / INFERENCE)]):
         sys.exit(1)
-    return [*written, out / DESCRIPTOR]
+    (out / REFERENCE).parent.mkdir()
+    (out / REFERENCE).write_text(reference(files))
+    return [*written, stubs / DESCRIPTOR, out / REFERENCE]
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when the stubs are out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when something is out of date")
     check = parser.parse_args().check
     with tempfile.TemporaryDirectory() as folder:
         names = {str(path.relative_to(folder)) for path in generate(Path(folder))}
-        committed = {
-            str(path.relative_to(ROOT)) for pattern in (*STUBS, str(DESCRIPTOR)) for path in ROOT.glob(pattern)
-        }
+        patterns = (*(f"{ROOT.name}/{it}" for it in (*STUBS, DESCRIPTOR)), str(REFERENCE))
+        committed = {str(path.relative_to(REPOSITORY)) for it in patterns for path in REPOSITORY.glob(it)}
         stale = sorted(
             name
             for name in names | committed
             if name not in names
             or name not in committed
-            or not filecmp.cmp(Path(folder) / name, ROOT / name, shallow=False)
+            or not filecmp.cmp(Path(folder) / name, REPOSITORY / name, shallow=False)
         )
         if check and stale:
             sys.exit(f"out of date: {', '.join(stale)}. Run `make proto`.")
         if not check:
             for name in committed - names:
-                (ROOT / name).unlink()
+                (REPOSITORY / name).unlink()
             for name in names:
-                shutil.copyfile(Path(folder) / name, ROOT / name)
+                shutil.copyfile(Path(folder) / name, REPOSITORY / name)
 
 
 if __name__ == "__main__":
