@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import safetensors.numpy
 from safetensors import SafetensorError
@@ -16,30 +14,12 @@ from detectors.errors import NotFoundError, PrunewatchError
 from server.catalog_check import Named, look_into
 from server.collecting import orphaned
 from server.detector_files import path_of, read_detector_file
+from server.findings import Finding
 from server.frontiers import require_sound
 from server.layout import BUNDLES, CATALOG, FRONTIERS, GOLDEN, HISTORY, TABLES
 from server.segments import read_segment, schema_of
 
 REBUILD = "Stop the server, then run `prunewatch doctor --rebuild`, or restore a backup."
-State = Literal["ok", "note", "problem"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        part: Of the store: `catalog`, `bundles`, `orphans`, `history`, `golden`, `tables`, `frontiers`,
-            `files`, `rebuild`.
-        state: `note` is worth knowing and mends itself; `problem` is not and does not.
-        told: What was found.
-        todo: What to do about a problem.
-    """
-
-    part: str
-    state: State
-    told: str
-    todo: str = ""
 
 
 def examine(root: Path) -> list[Finding]:
@@ -67,11 +47,6 @@ def examine(root: Path) -> list[Finding]:
         *_summed(list(_frontiers(root)), "frontiers", "every frontier can be read"),
         *_summed(list(_files(root, named)), "files", "every detector has the file to rebuild it from"),
     ]
-
-
-def is_sound(findings: list[Finding]) -> bool:
-    """Whether nothing needs anybody's attention."""
-    return not any(finding.state == "problem" for finding in findings)
 
 
 def _summed(found: list[Finding], part: str, otherwise: str) -> list[Finding]:

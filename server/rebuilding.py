@@ -20,7 +20,8 @@ from server.catalog import Catalog
 from server.catalog_check import look_into
 from server.collecting import orphaned
 from server.detector_files import read_detector_file
-from server.doctor import Finding, damaged_segments
+from server.doctor import damaged_segments
+from server.findings import Finding
 from server.layout import BUNDLES, CATALOG, DETECTORS, LOCK, QUARANTINE, STAGING
 from server.records import DetectorFacts
 from server.store import acquire

@@ -30,7 +30,8 @@ from server.app import Hub
 from server.backup import CONTENTS, back_up
 from server.cli import app
 from server.config import DetectorConfig
-from server.doctor import examine, is_sound
+from server.doctor import examine
+from server.findings import is_sound
 from server.publish import publish_fit
 from server.restoring import restore
 from server.store import Store

@@ -18,7 +18,8 @@ from detectors.errors import NewerStoreError, NotFoundError, PreconditionError, 
 from server.cli import app
 from server.config import DetectorConfig
 from server.detector_files import path_of
-from server.doctor import examine, is_sound
+from server.doctor import examine
+from server.findings import is_sound
 from server.publish import publish_cycle, publish_fit
 from server.rebuilding import rebuild
 from server.store import Store
