@@ -18,7 +18,7 @@ from server.config import HUB, Settings
 from server.detectors_service import DetectorServicer
 from server.feedback_service import FeedbackServicer
 from server.host import Host
-from server.host_readings import HostReadings, bounds_of
+from server.host_readings import HostReadings, times_of
 from server.inference_service import inference_service
 from server.listener import Listener, Register, until_asked_to_stop
 from server.loop_readings import LoopReadings
@@ -63,7 +63,7 @@ class Hub:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
-        self.metrics = Metrics(registry or CollectorRegistry(), bounds_of(settings.device_classes[HUB]))
+        self.metrics = Metrics(registry or CollectorRegistry(), times_of(settings.device_classes[HUB]).values())
         self.store = Store.open(settings.store)
         self.store.catalog.clock = clock
         self.host = Host(

@@ -14,6 +14,7 @@ from detectors.errors import NotFoundError
 from server.anomaly_keeping import AnomalyQuery
 from server.bundle_readings import BundleFacts, Shown, Values, show_bundles
 from server.config import HUB, Budget
+from server.host_readings import times_of
 from server.metrics import Metrics
 from server.overview import FRUITLESS, Overview
 from server.records import DetectorState, Label, Measurement
@@ -22,7 +23,7 @@ from server.spans import Said
 from server.tracks import Index
 
 JUDGED_SECONDS = 60.0
-"""Anomalies are compared with labels no more often: both may be thousands."""
+"""Anomalies are compared with labels so often, or where there are more or fewer labels: both may be thousands."""
 STATES = get_args(DetectorState)
 LABELS = get_args(Label)
 
@@ -43,6 +44,8 @@ class CatalogReadings:
         self._facts: dict[str, BundleFacts] = {}
         """By hash, of what serves: a bundle never changes, so it is read once."""
         self._judged_at = float("-inf")
+        self._labels: dict[tuple[str, str], int] = {}
+        """As many as there were then."""
 
     def __call__(self) -> None:
         """Reads everything."""
@@ -96,9 +99,7 @@ class CatalogReadings:
         for name, _, _ in overview.detectors:
             for device_class in self._classes_of(name):
                 budget = self._roster.budget_of(device_class)
-                for quantile, seconds in (("0.5", budget.p50), ("0.99", budget.p99)):
-                    if seconds is not None:
-                        budgets[name, device_class, quantile] = seconds
+                budgets |= {(name, device_class, quantile): it for quantile, it in times_of(budget).items()}
                 if budget.size is not None:
                     graph_budgets[name, device_class] = budget.size
         m.budget.replace(budgets)
@@ -137,9 +138,9 @@ class CatalogReadings:
         m.rolled_back.replace(dict(overview.rolled_back))
 
     def _show_judged(self, overview: Overview) -> None:
-        if self._monotonic() < self._judged_at + JUDGED_SECONDS:
+        if overview.labels == self._labels and self._monotonic() < self._judged_at + JUDGED_SECONDS:
             return
-        self._judged_at = self._monotonic()
+        self._judged_at, self._labels = self._monotonic(), overview.labels
         catalog, judged = self._roster.catalog, Values()
         for name in sorted({detector for detector, _ in overview.labels}):
             anomalies = catalog.anomalies(AnomalyQuery(name))

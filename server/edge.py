@@ -17,7 +17,7 @@ from server.archive import unpack_bundle
 from server.bundle_readings import BundleFacts, Shown, show_bundles
 from server.config import Budget, DetectorConfig, Settings, load_settings
 from server.host import Host
-from server.host_readings import HostReadings, bounds_of
+from server.host_readings import HostReadings, times_of
 from server.inference_service import inference_service
 from server.listener import Listener, until_asked_to_stop
 from server.metrics import Metrics
@@ -48,8 +48,8 @@ class Edge:
         self._settings = settings
         self._config = config or DetectorConfig()
         self._class = bundle.manifest.device_class
-        budget = settings.device_classes.get(self._class, Budget())
-        self.metrics = Metrics(registry or CollectorRegistry(), bounds_of(budget), role="edge")
+        self._budget = budget = settings.device_classes.get(self._class, Budget())
+        self.metrics = Metrics(registry or CollectorRegistry(), times_of(budget).values(), role="edge")
         self.host = Host(self.metrics, ring_points=settings.ring_points, budget=budget)
         self.listener = Listener(settings, self.metrics, self.host)
 
@@ -60,6 +60,9 @@ class Edge:
         await hosted.serve(Served.load(self._bundle), manifest.features)
         shown = Shown(manifest.detector, self._class, manifest.version, self._bundle.hash, BundleFacts.of(self._bundle))
         show_bundles(self.metrics, [shown])
+        self.metrics.budget.replace(
+            {(manifest.detector, self._class, quantile): it for quantile, it in times_of(self._budget).items()}
+        )
         self.metrics.read_with(HostReadings(self.metrics, self.host, self._class))
         limit = self._settings.max_message_bytes
         await self.listener.start(

@@ -82,9 +82,13 @@ class HostReadings:
         m.history_written.replace(written)
 
 
-def bounds_of(budget: Budget) -> list[float]:
-    """Times at which a budget ends."""
-    return [seconds for seconds in (budget.p50, budget.p99) if seconds is not None]
+def times_of(budget: Budget) -> dict[str, float]:
+    """Seconds that a step may take, by quantile; only those that are set.
+
+    >>> times_of(Budget(p99=2e-3))
+    {'0.99': 0.002}
+    """
+    return {it: seconds for it, seconds in (("0.5", budget.p50), ("0.99", budget.p99)) if seconds is not None}
 
 
 def _each(readings: Readings, hosted: Iterable[HostedDetector], value: Callable[[HostedDetector], float]) -> None:

@@ -164,7 +164,9 @@ def _code(number):
 
 def test_every_metric_family_is_documented_with_its_labels():
     """docs/metrics.md has a row for each family, under the name Prometheus shows, and for no other."""
-    rows = re.findall(r"^\| `((?:prunewatch|grpc_server)_\w+)` \| (\w+) \| ([^|]*) \|", page("metrics.md"), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `((?:prunewatch|grpc_server)_\w+)` \| (\w+) \| ([^|]*) \|", page("metrics.md"), re.MULTILINE
+    )
     declared = {
         it.name + ("_total" if it.kind == "counter" else ""): (it.kind, ", ".join(f"`{label}`" for label in it.labels))
         for it in families(Metrics)
