@@ -1,6 +1,7 @@
 """A hub whose metrics are timed: `prunewatch` itself, with a stopwatch around every call that counts or times.
 
-Timed is what the event loop calls in `server.metrics`; a call inside another counts once. The stopwatch's own time counts as the metrics', so the sum is an upper bound. Nothing else is changed.
+Timed is what the event loop calls in `server.metrics`; a call inside another counts once. The stopwatch's own time
+counts as the metrics', so the sum is an upper bound. Nothing else is changed.
 
   metered_hub.py FILE serve --config ...     writes FILE as JSON when it ends: calls, seconds
 """

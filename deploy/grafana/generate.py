@@ -3,8 +3,8 @@
 python deploy/grafana/generate.py [--check]     --check writes nothing and says what differs
 
 A board has panels in order: `row` begins a group; a `graph` has lines, a `figure` one big number, both with `queries`
-(what a line is called: its expression) and a `unit` of Grafana's; a `table` has `columns` and a row for each value of the
-labels `by`. `span` is of 24 columns; `colours` begin at a value. `text` explains a panel to whoever looks at it.
+(what a line is called: its expression) and a `unit` of Grafana's; a `table` has `columns` and a row for each value of
+the labels `by`. `span` is of 24 columns; `colours` begin at a value. `text` explains a panel to whoever looks at it.
 
 Needs `grafana-foundation-sdk` of the development tools.
 """
