@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 TORCH := torch==2.13.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
 
-.PHONY: demo test quick long promise check lint types contracts proto proto-drift bench clean help
+.PHONY: demo test quick long promise check lint types contracts proto dashboards proto-drift bench clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -60,6 +60,9 @@ contracts: $(VENV)/.dev ## import-linter: which folder may import which
 
 proto: $(VENV)/.dev ## regenerate what is made of the .proto files: stubs, descriptor, docs/reference.md
 	$(BIN)/python proto/generate.py
+
+dashboards: $(VENV)/.dev ## make deploy/grafana/dashboards of deploy/grafana/boards
+	$(BIN)/python deploy/grafana/generate.py
 
 proto-drift: $(VENV)/.dev ## fail if the committed ones are not what the .proto files generate
 	$(BIN)/python proto/generate.py --check

@@ -125,10 +125,12 @@ class AnomalyKeeper:
 
     Args:
         book: Keeps them for good.
+        failed: Told of each write that failed.
     """
 
-    def __init__(self, book: AnomalyBook) -> None:
+    def __init__(self, book: AnomalyBook, failed: Callable[[], None] = lambda: None) -> None:
         self._book = book
+        self._told = failed
         self._buffers: dict[str, AnomalyBuffer] = {}
         self._writing = asyncio.Lock()
         self._failed = False
@@ -167,6 +169,7 @@ class AnomalyKeeper:
         try:
             await in_background(self._keep, taken)
         except Exception:
+            self._told()
             if not self._failed:  # once, not every few seconds while a disk is full
                 logger.exception("anomalies could not be written; it will be tried again")
             self._failed = True

@@ -13,13 +13,16 @@ from prometheus_client import CollectorRegistry
 
 from prunewatch.v1 import detectors_pb2_grpc, feedback_pb2_grpc, pruning_pb2_grpc
 from server.allocators import settle_allocators
+from server.catalog_readings import CatalogReadings
 from server.config import HUB, Settings
 from server.detectors_service import DetectorServicer
 from server.feedback_service import FeedbackServicer
 from server.host import Host
+from server.host_readings import HostReadings, times_of
 from server.inference_service import inference_service
 from server.listener import Listener, Register, until_asked_to_stop
 from server.logs import set_up
+from server.loop_readings import LoopReadings
 from server.maintenance import Maintenance
 from server.metrics import Metrics
 from server.operations import OperationsServicer
@@ -61,7 +64,7 @@ class Hub:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
-        self.metrics = Metrics(registry or CollectorRegistry())
+        self.metrics = Metrics(registry or CollectorRegistry(), times_of(settings.device_classes[HUB]).values())
         self.store = Store.open(settings.store)
         self.store.catalog.clock = clock
         self.host = Host(
@@ -87,6 +90,13 @@ class Hub:
         self.probations = Probations(self.roster, self.metrics, self.maintenance.published, clock)
         self.listener = Listener(settings, self.metrics, self.host)
         self._loops: list[asyncio.Task[None]] = []
+        for reading in (
+            HostReadings(self.metrics, self.host, HUB, clock),
+            CatalogReadings(self.metrics, self.roster, monotonic),
+            LoopReadings(self.metrics, self.host, self.maintenance),
+        ):
+            self.metrics.read_with(reading)
+        self.metrics.flush_interval.replace({(): settings.history_flush_seconds})
 
     async def start(self) -> None:
         """Hosts what the store has, then listens."""
@@ -115,6 +125,7 @@ class Hub:
         await self.host.flush()
         await self.host.shelve()
         await self.scheduler.save()
+        await asyncio.to_thread(self.metrics.stop_reading)
         await asyncio.to_thread(self.store.close)
 
     def _services(self) -> list[tuple[str, Register]]:
@@ -151,6 +162,7 @@ class Hub:
                 await self.roster.learn_features()
                 await asyncio.shield(self.host.flush())  # draining waits for it: never two writers of a history
             except Exception:
+                self.metrics.store_failures.labels("history").inc()
                 logger.exception("histories could not be written; it will be tried again")
 
     async def _shelve(self) -> None:
@@ -159,6 +171,7 @@ class Hub:
             try:
                 await asyncio.shield(self.host.shelve())
             except Exception:
+                self.metrics.store_failures.labels("series").inc()
                 logger.exception("the state of series could not be written; it will be tried again")
 
     async def _tidy(self) -> None:
@@ -169,6 +182,7 @@ class Hub:
             try:
                 await asyncio.shield(tidying)
             except Exception:
+                self.metrics.store_failures.labels("book").inc()
                 logger.exception("the store could not be tidied; it will be tried again")
             finally:
                 await asyncio.wait({tidying})  # never while the store is being closed

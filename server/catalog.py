@@ -20,6 +20,7 @@ from detectors.failpoints import failpoint
 from server import adoptions, etags, retention, rows, schema
 from server.config import check_detector_name
 from server.journal import Journal
+from server.overview import Overview, read_overview
 from server.records import (
     AdoptionRow,
     BundleRow,
@@ -250,6 +251,11 @@ class Catalog(Journal):
         if row is None:
             raise NotFoundError(f"there is no bundle {bundle_hash[:12]!r}.", field="hash")
         return BundleRow(**row)
+
+    def overview(self) -> Overview:
+        """All detectors at a glance."""
+        with self._reading() as connection:
+            return read_overview(connection)
 
     # what serves
 

@@ -14,8 +14,10 @@ from detectors.bundle import MANIFEST, Bundle, read_bundle
 from detectors.served import Served
 from server.allocators import settle_allocators
 from server.archive import unpack_bundle
-from server.config import DetectorConfig, Settings, load_settings
+from server.bundle_readings import BundleFacts, Shown, show_bundles
+from server.config import Budget, DetectorConfig, Settings, load_settings
 from server.host import Host
+from server.host_readings import HostReadings, times_of
 from server.inference_service import inference_service
 from server.listener import Listener, until_asked_to_stop
 from server.logs import set_up
@@ -46,8 +48,10 @@ class Edge:
         self._bundle = bundle
         self._settings = settings
         self._config = config or DetectorConfig()
-        self.metrics = Metrics(registry or CollectorRegistry())
-        self.host = Host(self.metrics, ring_points=settings.ring_points)
+        self._class = bundle.manifest.device_class
+        self._budget = budget = settings.device_classes.get(self._class, Budget())
+        self.metrics = Metrics(registry or CollectorRegistry(), times_of(budget).values(), role="edge")
+        self.host = Host(self.metrics, ring_points=settings.ring_points, budget=budget)
         self.listener = Listener(settings, self.metrics, self.host)
 
     async def start(self) -> None:
@@ -55,13 +59,12 @@ class Edge:
         manifest = self._bundle.manifest
         hosted = self.host.add(manifest.detector, self._config)
         await hosted.serve(Served.load(self._bundle), manifest.features)
-        labels = manifest.detector, manifest.device_class
-        self.metrics.parameters.labels(*labels).set(manifest.network.parameters)
-        self.metrics.units.labels(*labels).set(sum(manifest.network.units.values()))
-        self.metrics.bundle_bytes.labels(*labels, "step").set(self._bundle.size)
-        self.metrics.detector_info.labels(
-            *labels, str(manifest.version), self._bundle.hash[:12], manifest.network.kind
-        ).set(1)
+        shown = Shown(manifest.detector, self._class, manifest.version, self._bundle.hash, BundleFacts.of(self._bundle))
+        show_bundles(self.metrics, [shown])
+        self.metrics.budget.replace(
+            {(manifest.detector, self._class, quantile): it for quantile, it in times_of(self._budget).items()}
+        )
+        self.metrics.read_with(HostReadings(self.metrics, self.host, self._class))
         limit = self._settings.max_message_bytes
         await self.listener.start(
             [

@@ -37,7 +37,8 @@ class Host:
     ) -> None:
         self.metrics = metrics
         self.watchers = Watchers(metrics.watch_dropped.inc)
-        self.anomalies = AnomalyKeeper(book) if book is not None else None
+        failed = metrics.store_failures.labels("anomalies").inc
+        self.anomalies = AnomalyKeeper(book, failed) if book is not None else None
         """What was found; None where nothing is kept."""
         self._ring_points = ring_points
         self._clock = clock

@@ -135,7 +135,7 @@ class HostedDetector:
         self._shelving = asyncio.Lock()
         ahead = None if config.time == "index" or config.max_ahead is None else int(config.max_ahead * 1e9)
         self._policy = StampPolicy(duplicate=config.duplicate, max_ahead=ahead, max_gap=config.gap_nanoseconds)
-        self.stepper = Stepper(self._step, clock)
+        self.stepper = Stepper(self._step, clock, metrics.queue_seconds.observe)
         self._scorer = self._fresh(self._learning(len(self.features))) if self.features else None
         self._buffer = HistoryBuffer(config.history.max_rows, metrics.history_dropped.inc)
         self._writing = asyncio.Lock()
@@ -321,9 +321,10 @@ class HostedDetector:
                 if self._buffer.stalled:
                     await in_background(sink.flush)
                 self._buffer.stalled = False
-                await in_background(write, self._buffer.take(), sink)
+                await in_background(write, self._buffer.take(), sink, self.metrics.score.observe_all)
             except OSError:
                 self._buffer.stalled = True
+                self.metrics.history_failed.inc()
                 logger.exception("history of %s could not be written; it will be tried again", self.name)
 
     async def settle(self) -> None:
@@ -396,6 +397,7 @@ class HostedDetector:
                 scorer.carried.leave_excess()
                 await in_background(shelf.settle)
             except OSError:
+                self.metrics.series_failed.inc()
                 logger.exception("series of %s could not be put on the shelf; it will be tried again", self.name)
 
     async def forget_silent(self) -> int:

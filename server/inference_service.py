@@ -54,7 +54,7 @@ class InferenceServicer:
         self._host = host
         self._listener = listener
         self._max_bytes = max_bytes
-        self._message_seconds = metrics.request_seconds.labels("GRPCInferenceService/ModelStreamInfer")
+        self._message_seconds = metrics.message_seconds.labels("GRPCInferenceService/ModelStreamInfer")
 
     async def ServerLive(self, request: Any, context: Context) -> Any:
         """True: it answers."""

@@ -15,6 +15,7 @@ import grpc.aio
 from detectors.errors import DeadlineError, InvalidInputError
 from server.admission import EXEMPT, Gate
 from server.metrics import Metrics
+from server.metrics.calls import MethodMetrics
 from server.statuses import GRPC_CODES, status_of, trailing_metadata
 
 Behaviour = Callable[[Any, Any], Any]
@@ -43,7 +44,7 @@ class Guard(grpc.aio.ServerInterceptor):
     """Wraps every handler, so that whatever happens inside becomes a proper status.
 
     Args:
-        metrics: Counts calls by method and code, and times those that answer once.
+        metrics: Counts calls by method and code, and times them.
         gate: Says whether one more may be let in.
     """
 
@@ -71,15 +72,14 @@ class Guard(grpc.aio.ServerInterceptor):
         return wrapped
 
     def _wrap(self, handler: Any, method: str) -> Any:
-        label, streaming = _label(method), _is_streaming(handler)
+        metrics, streaming = MethodMetrics(self._metrics, method, handler), _is_streaming(handler)
         gate = None if method.startswith(EXEMPT) else self._gate
         if gate is not None:
-            self._refusing[method] = _refusing(handler, _Calls(self._metrics, label), gate)
+            self._refusing[method] = _refusing(handler, _Calls(metrics), gate)
         behaviour: Behaviour = (
             handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         )
-        seconds = None if handler.response_streaming else self._metrics.request_seconds.labels(label)
-        calls = _Calls(self._metrics, label, seconds, gate, streaming=streaming)
+        calls = _Calls(metrics, gate, streaming=streaming)
         wrap = calls.generator if inspect.isasyncgenfunction(behaviour) else calls.coroutine
         return getattr(grpc, _kind(handler))(
             wrap(behaviour),
@@ -91,12 +91,8 @@ class Guard(grpc.aio.ServerInterceptor):
 class _Calls:
     """Runs the calls of one method."""
 
-    def __init__(
-        self, metrics: Metrics, label: str, seconds: Any = None, gate: Gate | None = None, *, streaming: bool = False
-    ) -> None:
+    def __init__(self, metrics: MethodMetrics, gate: Gate | None = None, *, streaming: bool = False) -> None:
         self._metrics = metrics
-        self._label = label
-        self._seconds = seconds
         self._gate = gate
         self._streaming = streaming
 
@@ -104,8 +100,8 @@ class _Calls:
         """Guards a handler that is a coroutine function."""
 
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            began = time.perf_counter()
-            code = "OK"
+            began, code = time.perf_counter(), "OK"
+            self._metrics.started.inc()
             try:
                 with self._admitted(context):
                     return await behaviour(readable(request), context)
@@ -120,9 +116,7 @@ class _Calls:
                 code = GRPC_CODES[status.code].name
                 await context.abort(GRPC_CODES[status.code], status.message, trailing_metadata(error, status))
             finally:
-                if self._seconds is not None:
-                    self._seconds.observe(time.perf_counter() - began)
-                self._metrics.requests.labels(self._label, code).inc()
+                self._metrics.ended(code, time.perf_counter() - began)
 
         return call
 
@@ -130,7 +124,8 @@ class _Calls:
         """Guards a handler that is an asynchronous generator."""
 
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-            code = "OK"
+            began, code = time.perf_counter(), "OK"
+            self._metrics.started.inc()
             try:
                 with self._admitted(context):
                     async for response in behaviour(readable(request), context):
@@ -146,7 +141,7 @@ class _Calls:
                 code = GRPC_CODES[status.code].name
                 await context.abort(GRPC_CODES[status.code], status.message, trailing_metadata(error, status))
             finally:
-                self._metrics.requests.labels(self._label, code).inc()
+                self._metrics.ended(code, time.perf_counter() - began)
 
         return call
 
@@ -189,12 +184,6 @@ def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], A
             return MALFORMED
 
     return parse
-
-
-def _label(method: str) -> str:
-    """`ScoringService/Score` of `/prunewatch.v1.ScoringService/Score`."""
-    service, _, name = method.rpartition("/")
-    return f"{service.rpartition('.')[2]}/{name}"
 
 
 def _is_streaming(handler: Any) -> bool:

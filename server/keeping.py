@@ -105,8 +105,8 @@ class HistoryBuffer:
         return parts
 
 
-def write(parts: Sequence[Kept], sink: HistorySink) -> None:
-    """Appends all parts at once and makes them durable; runs in a thread."""
+def write(parts: Sequence[Kept], sink: HistorySink, scored: Callable[[FloatArray], None]) -> None:
+    """Appends all parts at once and makes them durable, and has `scored` told of their scores; runs in a thread."""
     if not parts:
         return
     names: list[str] = []
@@ -119,11 +119,13 @@ def write(parts: Sequence[Kept], sink: HistorySink) -> None:
             names.extend(part.names)
             offset_of[id(part.names)] = offset, len(part.names)
         index.append(part.index + offset)
+    scores = np.concatenate([part.scores for part in parts])
+    scored(scores)
     sink.append(
         np.array(names, object)[np.concatenate(index)].tolist(),
         np.concatenate([part.stamps for part in parts]),
         np.concatenate([part.values for part in parts]),
-        np.concatenate([part.scores for part in parts]),
+        scores,
         np.concatenate([part.flagged for part in parts]),
     )
     sink.flush()

@@ -40,15 +40,16 @@ class Listener:
     Args:
         settings: Addresses, limits, how long to drain.
         metrics: Of the process.
-        host: Its gauges are refreshed for /metrics.
+        host: Its gauges are refreshed for /metrics, as those of calls and streams are.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics, host: Host) -> None:
         self._settings = settings
         self._host = host
+        self._metrics = metrics
         self._health = health.aio.HealthServicer()
         self._ready = False
-        self._admin = Admin(metrics.registry, observe=host.observe, is_ready=lambda: self._ready)
+        self._admin = Admin(metrics.registry, observe=self._observe, is_ready=lambda: self._ready)
         limit = settings.max_message_bytes
         self.gate = Gate(settings.max_calls, settings.max_streams, metrics.refused.inc)
         self.streams = Streams(settings.slow_reader_seconds, metrics.slow_readers.inc)
@@ -75,6 +76,15 @@ class Listener:
     def ready(self) -> bool:
         """Whether it serves: not before it has begun, nor while it drains."""
         return self._ready
+
+    def _observe(self) -> None:
+        """Refreshes what only the event loop may look at, before a scrape."""
+        self._host.observe()
+        limits = self._settings
+        self._metrics.calls.replace({(): self.gate.calls})
+        self._metrics.streams.replace({(): self.gate.streams})
+        self._metrics.calls_limit.replace({(): limits.max_calls})
+        self._metrics.streams_limit.replace({(): limits.max_streams})
 
     async def start(self, services: Sequence[tuple[str, Register]]) -> None:
         """Begins to serve.

@@ -60,7 +60,9 @@ class Maintenance:
     ) -> None:
         self._roster = roster
         self._operations = operations
-        self._trainers = trainers
+        self._metrics = metrics
+        self.trainers = trainers
+        """How many may be at work at once."""
         self._waiting: deque[Task] = deque()
         self._active: dict[str, Task] = {}
         """By detector: never two of one."""
@@ -85,6 +87,11 @@ class Maintenance:
     def is_idle(self) -> bool:
         """Whether no trainer is at work."""
         return not self._running
+
+    @property
+    def tasks(self) -> list[Task]:
+        """What waits and what runs. For any thread."""
+        return list(self._active.values())
 
     def is_busy(self, detector: str) -> bool:
         """Whether a fit or cycle of a detector waits or runs."""
@@ -267,6 +274,7 @@ class Maintenance:
         if task in self._waiting:
             self._waiting.remove(task)
             self._forget(task)
+            self._metrics.operations_ended.labels(task.operation.kind, "cancelled").inc()
             await self._operations.cancel(name)
         elif task.running is not None:
             task.running.cancel()
@@ -282,7 +290,7 @@ class Maintenance:
             while True:
                 await self._arrived.wait()
                 self._arrived.clear()
-                while self._waiting and len(self._running) < self._trainers:
+                while self._waiting and len(self._running) < self.trainers:
                     self._start(self._waiting.popleft())
         finally:
             self._worker.stopping = True

@@ -15,6 +15,8 @@ from server.catalog import Catalog
 from server.journal import error_fields
 from server.records import OperationRow
 
+KINDS = ("fit", "prune", "frontier")
+"""Of operations."""
 WRITE_SECONDS = 1.0  # each write is an fsync; what happens in between is in memory
 logger = logging.getLogger("prunewatch.progress")
 

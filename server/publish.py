@@ -14,6 +14,7 @@ from detectors.errors import CorruptBundleError, PreconditionError
 from server.catalog import Catalog
 from server.config import DEFAULT_BATCH, HUB, DetectorConfig, load_detector_config
 from server.records import BundleRow, Cause, Ended, Measurement, VersionRow
+from server.rejections import REJECTED_BY
 from server.store import Store
 
 Given = ParamSpec("Given")
@@ -200,9 +201,9 @@ def made_for(result: Mapping[str, Any], device_class: str) -> Mapping[str, Any] 
     return result["parent"] if follows else None
 
 
-def withdrawn(result: Mapping[str, Any], device_class: str, reason: str) -> dict[str, Any]:
-    """A cycle's result in which what was made for one device class is rejected after all."""
-    rejected = {"outcome": "rejected", "reason": reason}
+def withdrawn(result: Mapping[str, Any], device_class: str, reason: str, by: str) -> dict[str, Any]:
+    """A cycle's result in which what was made for one device class is rejected after all; `by`: `REASONS`."""
+    rejected = {"outcome": "rejected", "reason": reason, REJECTED_BY: by}
     if "children" not in result:
         return {**result, **rejected}
     children = [{**it, **rejected} if it["device_class"] == device_class else it for it in result["children"]]

@@ -1,4 +1,4 @@
-"""Which detectors there are: keeps the catalog, the host and the gauges in step."""
+"""Which detectors there are: keeps the catalog and the host in step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from detectors.bundle import MANIFEST, Bundle
 from detectors.errors import AlreadyExistsError, ExhaustedError, PreconditionError, PrunewatchError
 from detectors.served import Served
 from server.catalog import Catalog
@@ -50,7 +49,7 @@ class Roster:
         store: What exists.
         host: What scores.
         settings: Detectors in here win over the API.
-        metrics: Sizes and speeds of what serves.
+        metrics: Counts what is rolled back.
     """
 
     def __init__(self, store: Store, host: Host, settings: Settings, metrics: Metrics) -> None:
@@ -195,7 +194,7 @@ class Roster:
     # versions
 
     async def follow(self, name: str) -> None:
-        """Makes the host score what the catalog says that the hub serves, and publishes its gauges.
+        """Makes the host score what the catalog says that the hub serves.
 
         Raises:
             CorruptBundleError: the bundle is not what it should be; what scored before goes on.
@@ -203,7 +202,6 @@ class Roster:
         """
         hosted = self.host.get(name)
         serving = {it.device_class: it for it in await asyncio.to_thread(self.catalog.all_serving, name)}
-        await asyncio.to_thread(self._show, name, serving)
         versions = await asyncio.to_thread(self.catalog.versions, name)
         if not versions:
             return
@@ -278,39 +276,6 @@ class Roster:
             name in self.settings.detectors,
             etag_of(row, serving),
         )
-
-    # gauges
-
-    def _show(self, name: str, serving: Mapping[str, Serving]) -> None:
-        metrics = self._metrics
-        for device_class in self.config_of(name).device_classes:
-            budget = self.budget_of(device_class)
-            metrics.set_budget(name, device_class, {"0.5": budget.p50, "0.99": budget.p99})
-        for device_class, served in serving.items():
-            try:
-                bundle = self.store.read_bundle(served.bundle_hash)
-            except PrunewatchError:  # `follow` reports it, where it matters
-                continue
-            self._show_served(name, served, bundle)
-            batch = self.budget_of(device_class).batch
-            for measured in self.catalog.measurements(served.bundle_hash):
-                if measured.batch == batch and measured.device_class in {device_class, HUB}:
-                    metrics.measured.labels(name, device_class, "0.5").set(measured.p50_seconds)
-                    metrics.measured.labels(name, device_class, "0.99").set(measured.p99_seconds)
-
-    def _show_served(self, name: str, served: Serving, bundle: Bundle) -> None:
-        metrics, device_class, manifest = self._metrics, served.device_class, bundle.manifest
-        metrics.parameters.labels(name, device_class).set(manifest.network.parameters)
-        metrics.units.labels(name, device_class).set(sum(manifest.network.units.values()))
-        folder = self.store.bundle_folder(served.bundle_hash)
-        sizes = {entry.split(".")[0]: facts.bytes for entry, facts in manifest.files.items()}
-        sizes[MANIFEST.split(".")[0]] = (folder / MANIFEST).stat().st_size
-        for kind, size in sizes.items():
-            metrics.bundle_bytes.labels(name, device_class, kind).set(size)
-        metrics.detector_info.remove_by_labels({"detector": name, "device_class": device_class})
-        metrics.detector_info.labels(
-            name, device_class, str(served.version), served.bundle_hash[:12], manifest.network.kind
-        ).set(1)
 
 
 def _without_loop(config: DetectorConfig) -> DetectorConfig:

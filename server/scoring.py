@@ -45,7 +45,7 @@ class ScoringServicer(ScoringServiceServicer):
     def __init__(self, host: Host, metrics: Metrics, streams: Streams) -> None:
         self._streams = streams
         self._host = host
-        self._message_seconds = metrics.request_seconds.labels("ScoringService/ScoreStream")
+        self._message_seconds = metrics.message_seconds.labels("ScoringService/ScoreStream")
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
         """One message of points."""

@@ -34,6 +34,14 @@ class StepTimes:
         """Forgets them: something else was to blame, or another version serves."""
         self._seconds.clear()
 
+    def quantiles(self) -> dict[str, float]:
+        """Median and 99th percentile in seconds, by quantile; none while there are too few steps. For any thread."""
+        seconds = list(self._seconds)  # one call into C: whoever adds meanwhile does not disturb it
+        if len(seconds) < STEPS:
+            return {}
+        median, high = np.quantile(seconds, (0.5, 0.99)).tolist()
+        return {"0.5": median, "0.99": high}
+
     def missed(self, budget: Budget) -> str:
         """How the budget is missed, in words; empty: it is met, or there were too few steps."""
         if len(self._seconds) < STEPS:

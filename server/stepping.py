@@ -58,6 +58,8 @@ class _Waiting:
     stamps: NDArray[np.int64] | None
     values: FloatArray
     answer: asyncio.Future[Stepped]
+    since: float
+    """When it came."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,13 +77,17 @@ class Stepper:
     Args:
         step: Steps points of different series.
         clock: Nanoseconds since the epoch, for `max_ahead`.
+        waited: Told how many seconds points have waited for the step that they share.
     """
 
-    def __init__(self, step: Step, clock: Callable[[], int]) -> None:
+    def __init__(
+        self, step: Step, clock: Callable[[], int], waited: Callable[[float], None] = lambda _seconds: None
+    ) -> None:
         self.callers = 0
         """Streams that are open and calls that run: what may have points waiting at the same time."""
         self._step = step
         self._clock = clock
+        self._waited = waited
         self._waiting: list[_Waiting] = []
         self._running: list[_Running] = []
 
@@ -114,7 +120,7 @@ class Stepper:
         if not self._waiting:
             loop.call_soon(self.drain)
         answer: asyncio.Future[Stepped] = loop.create_future()
-        self._waiting.append(_Waiting(scorer, listed(slots), stamps, values, answer))
+        self._waiting.append(_Waiting(scorer, listed(slots), stamps, values, answer, time.perf_counter()))
         try:
             return await answer
         except asyncio.CancelledError:
@@ -163,7 +169,9 @@ class Stepper:
                 running.slots[rows] = scorer.series.slots([names[slot] for slot in gone.tolist()])[place]
 
     def _together(self, batch: Sequence[_Waiting]) -> list[Stepped]:
-        scorer = batch[0].scorer
+        scorer, began = batch[0].scorer, time.perf_counter()
+        for it in batch:
+            self._waited(began - it.since)
         slots = np.concatenate([it.slots for it in batch])
         values = np.concatenate([it.values for it in batch])
         stamps = np.concatenate([np.zeros(len(it.slots), np.int64) if it.stamps is None else it.stamps for it in batch])

@@ -22,6 +22,7 @@ from server.records import OperationRow, Trigger
 from server.roster import Roster
 from server.training import train
 from server.uploads import Upload
+from server.work_metrics import WorkMetrics
 
 logger = logging.getLogger("prunewatch.worker")
 
@@ -97,13 +98,14 @@ class Worker:
         name, operation, catalog = task.operation.detector, task.operation.name, self._roster.catalog
         outcome = "failed"
         result: Mapping[str, Any] = {}
+        count = WorkMetrics(self._metrics, task.operation, task.trigger, task.device_classes)
         try:
             await self._begin_anew(task)
             await asyncio.to_thread(self._begin_cycles, task)
             failpoint("cycle.begun")
             if task.is_fit:
                 await self._set_fitting(name)
-            result = await self._train(task)
+            result = await self._train(task, count)
             outcome = result.get("outcome", "adopted")
             for ended in ended_cycles(result, task.cycles):  # those that publishing has not ended
                 await asyncio.to_thread(catalog.end_cycle, ended.cycle, ended.outcome, ended.reason, ended.result)
@@ -126,11 +128,9 @@ class Worker:
             await self._fail(task, known)
             await self._operations.fail(operation, known)
         finally:
-            own = {it["device_class"]: it["outcome"] for it in result.get("children", ())}
-            for device_class in task.device_classes:
-                self._metrics.cycles.labels(name, device_class, task.trigger, own.get(device_class, outcome)).inc()
+            count.ended(outcome, result)
 
-    async def _train(self, task: Task) -> dict[str, Any]:
+    async def _train(self, task: Task, count: WorkMetrics) -> dict[str, Any]:
         """Points to disk, trainer, publication, swap."""
         name, roster, operation = task.operation.detector, self._roster, task.operation.name
         hosted = roster.host.get(name)
@@ -144,6 +144,7 @@ class Worker:
             job = await asyncio.to_thread(task.prepare, history)
 
             async def report(stage: str, done: float, message: str) -> None:
+                count.stage(stage)
                 await self._operations.report(operation, stage, done, message)
 
             result = await train(job, report, self._command, memory=self._memory)
@@ -152,6 +153,7 @@ class Worker:
         await self._require_able(name, task, result)
         result = await self._proved(task, result, report)
         task.publishing = True
+        count.stage("publish")
         failpoint("cycle.trained")
         await asyncio.to_thread(task.publish, result, task.cycles)
         self._published.set()
@@ -189,11 +191,13 @@ class Worker:
         name, roster = task.operation.detector, self._roster
         known = await asyncio.to_thread(taken_back, roster.store, name, made["hash"])
         if known and task.trigger != "manual":  # people may want it all the same
-            return withdrawn(result, HUB, known)
+            return withdrawn(result, HUB, known, "taken_back")
         await report("shadow", 0.0, "scoring live points beside what serves")
         verdict = await roster.prove(name, made["hash"])
         await report("shadow", 1.0, f"{verdict.points} live points scored beside what serves")
-        return withdrawn(result, HUB, f"on live points: {verdict.reason}") if verdict.reason else result
+        if not verdict.reason:
+            return result
+        return withdrawn(result, HUB, f"on live points: {verdict.reason}", "live_points")
 
     async def _begin_anew(self, task: Task) -> None:
         """Periods begin anew with what somebody asked for; whoever begins something by itself says so."""

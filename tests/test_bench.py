@@ -19,7 +19,7 @@ from graphs import ewma_bundle
 from hypothesis import given
 from hypothesis import strategies as st
 from test_client import imported_by
-from test_metrics import key, samples
+from test_metrics import called, key, samples
 
 from detectors.errors import PrunewatchError
 from detectors.stamps import Status
@@ -72,8 +72,8 @@ async def test_what_a_closed_loop_counts_is_what_the_server_counts(pump: Hub) ->
     assert warming.scored > 0 < measured.scored
     assert accounted(measured)
     assert accounted(warming)
-    assert found[key("prunewatch_request_seconds_count", method="ScoringService/ScoreStream")] == messages
-    assert found[key("prunewatch_requests_total", method="ScoringService/Score", code="OK")] == 1
+    assert found[key("prunewatch_message_seconds_count", method="ScoringService/ScoreStream")] == messages
+    assert found[called("unary", "Score", "OK")] == 1
     assert found[key("prunewatch_step_seconds_count", detector="pump")] == 2 * (messages + 1)  # a step for each round
     assert sum((measured.statuses + warming.statuses).values()) == 8 * messages
     assert warming.statuses[Status.WARMING_UP] == 3 * 4 * 3  # 3 streams, 4 series, 3 points
@@ -146,7 +146,7 @@ async def test_calls_begin_afresh_each_time(pump: Hub, rate: float | None) -> No
 
     measured, found = outcome.measured, await samples(pump)
     assert dict(measured.statuses) == {Status.WARMING_UP: 3 * measured.scored, Status.OK: 2 * measured.scored}
-    assert found[key("prunewatch_requests_total", method="ScoringService/Score", code="OK")] == measured.scored + 1
+    assert found[called("unary", "Score", "OK")] == measured.scored + 1
 
 
 async def test_load_that_is_shed_is_counted_and_no_latency(hub: Hub) -> None:
@@ -467,11 +467,7 @@ async def test_streams_end_with_the_run(pump: Hub) -> None:
 
     async def ended() -> bool:
         found = await samples(pump)
-        method = "ScoringService/ScoreStream"
-        return (
-            sum(found.get(key("prunewatch_requests_total", method=method, code=it), 0) for it in ("OK", "CANCELLED"))
-            == 4
-        )
+        return sum(found.get(called("bidi_stream", "ScoreStream", it), 0) for it in ("OK", "CANCELLED")) == 4
 
     await eventually(ended)
     assert len(asyncio.all_tasks()) <= before

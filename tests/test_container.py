@@ -107,12 +107,12 @@ def test_the_settings_of_the_image_are_valid_and_keep_everything_on_the_volume()
 def test_compose_publishes_to_this_machine_only():
     """Every published port of deploy/compose.yaml is bound to loopback, and every file it mounts exists."""
     compose = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
-    scraped = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())
+    scraped = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
 
     for service in compose["services"].values():
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
         files = [volume.split(":")[0] for volume in service["volumes"] if volume.startswith("./")]
-        assert all((ROOT / "deploy" / file).is_file() for file in files)
+        assert all((ROOT / "deploy" / file).exists() for file in files)
     assert compose["services"]["hub"]["build"]["target"] in stages()[0]
     assert scraped["scrape_configs"][0]["static_configs"][0]["targets"] == ["hub:8002"]
 

@@ -262,7 +262,8 @@ def test_names_of_one_stream_are_resolved_although_they_grow() -> None:
     later = Kept(names, np.array([1]), part.stamps, part.values, part.scores, part.flagged)
     other = Kept(["c"], np.array([0]), part.stamps, part.values, part.scores, part.flagged)
 
-    write([part, other, later], sink)
+    scores: list[np.ndarray] = []
+    write([part, other, later], sink, scores.append)
 
     assert sink.series == ["a", "c", "b"]
 

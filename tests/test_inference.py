@@ -712,7 +712,7 @@ async def test_a_bad_message_does_not_end_a_stream(pump: Hub, caller: Caller) ->
     assert not [word for word in INTERNALS for it in answers if word in it.error_message]
     assert series_of(pump) == {"1": 2}
     timed = {"method": "GRPCInferenceService/ModelStreamInfer"}
-    assert pump.metrics.registry.get_sample_value("prunewatch_request_seconds_count", timed) == len(answers)
+    assert pump.metrics.registry.get_sample_value("prunewatch_message_seconds_count", timed) == len(answers)
 
 
 async def test_streams_and_calls_interleave(pump: Hub, caller: Caller, client: Client) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import urllib.error
 import urllib.request
 
@@ -14,13 +15,16 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from prunewatch.client import Client
-from server.metrics import BUCKETS, Metrics
+from server.metrics import Metrics
+from server.metrics.family import Family
+from server.metrics.registry import BUCKETS, families
 
 LABELS = {
-    *("detector", "device_class", "status", "method", "code", "way"),
-    *("quantile", "kind", "trigger", "outcome", "state"),
+    *("detector", "device_class", "status", "method", "way", "group", "check", "label", "limit", "reason", "stage"),
+    *("quantile", "kind", "trigger", "outcome", "state", "what", "part"),
+    *("grpc_type", "grpc_service", "grpc_method", "grpc_code"),
 }
-INFO_LABELS = {"version", "bundle", "network", "python", "onnxruntime"}
+INFO_LABELS = {"detector", "device_class", "version", "bundle", "network", "role", "python", "onnxruntime"}
 
 
 async def get(hub: Hub, path: str, method: str = "GET") -> tuple[int, str]:
@@ -54,6 +58,12 @@ def key(name: str, **labels: str) -> tuple[str, frozenset]:
     return name, frozenset(labels.items())
 
 
+def called(kind: str, method: str, code: str, service: str = "prunewatch.v1.ScoringService") -> tuple[str, frozenset]:
+    """Where calls that ended are counted."""
+    labels = {"grpc_type": kind, "grpc_service": service, "grpc_method": method, "grpc_code": code}
+    return key("grpc_server_handled_total", **labels)
+
+
 async def test_points_anomalies_and_steps_are_counted(hub: Hub, client: Client) -> None:
     """Points count by what became of them, anomalies and steps by detector; EPHEMERAL points do not count."""
     await publish(hub, ewma_bundle("pump"))
@@ -72,8 +82,7 @@ async def test_points_anomalies_and_steps_are_counted(hub: Hub, client: Client) 
     assert found[key("prunewatch_step_seconds_count", detector="pump")] == 12
     assert found[key("prunewatch_series", detector="pump")] == 1
     assert found[key("prunewatch_state_bytes", detector="pump")] > 0
-    assert found[key("prunewatch_requests_total", method="ScoringService/Score", code="OK")] == 2
-    assert found[key("prunewatch_request_seconds_count", method="ScoringService/Score")] == 2
+    assert found[called("unary", "Score", "OK")] == 2
 
 
 async def test_sizes_and_versions_are_shown(hub: Hub) -> None:
@@ -85,7 +94,8 @@ async def test_sizes_and_versions_are_shown(hub: Hub) -> None:
     found = await samples(hub)
 
     assert found[key("prunewatch_parameters", **where)] == 3
-    assert found[key("prunewatch_units", **where)] == 2
+    assert found[key("prunewatch_units", **where, group="lstm0")] == 2
+    assert found[key("prunewatch_macs", **where)] == 2
     assert found[key("prunewatch_bundle_bytes", **where, kind="step")] == bundle.size
     assert found[key("prunewatch_bundle_bytes", **where, kind="manifest")] > 100
     assert found[key("prunewatch_measured_step_seconds", **where, quantile="0.99")] == 2e-4
@@ -127,12 +137,45 @@ async def test_the_process_and_the_build_are_shown(hub: Hub) -> None:
 
 def test_labels_are_bounded_and_buckets_reach_a_step() -> None:
     """No family has a label for a series, a device or a free text; histograms begin at 25 us and end at 1 s."""
-    metrics = Metrics(CollectorRegistry())
-
-    for family in vars(metrics).values():
-        assert set(getattr(family, "_labelnames", ())) <= LABELS | INFO_LABELS
-    assert (BUCKETS[0], BUCKETS[-1]) == (25e-6, 1.0)
+    for family in families(Metrics):
+        assert set(family.labels) <= (INFO_LABELS if family.name.endswith("_info") else LABELS), family.name
+    assert (BUCKETS[0], BUCKETS[-1]) == (25e-6, 10.0)
     assert list(BUCKETS) == sorted(BUCKETS)
+
+
+@pytest.mark.parametrize("family", families(Metrics), ids=lambda it: it.name)
+def test_names_follow_the_rules_of_prometheus(family: Family) -> None:
+    """Base units stand at the end of names, `total` is added by the format, `_info` and times of day are gauges."""
+    name = family.name
+
+    assert name.startswith(("prunewatch_", "grpc_server_"))
+    assert family.help.endswith(".")
+    assert not name.endswith(("_total", "_count", "_sum", "_bucket", "_created"))
+    assert not re.search(r"_(ms|milliseconds|us|minutes|hours|kib|mib|percent)(_|$)", name)
+    if "timestamp" in name:
+        assert (family.kind, name.endswith("_timestamp_seconds")) == ("gauge", True)
+    if name.endswith(("_info", "_ratio", "_limit_bytes")):
+        assert family.kind == "gauge"
+    if family.kind == "histogram":
+        assert name.endswith("_seconds") or family.buckets == "score"
+
+
+def test_buckets_have_a_bound_where_a_budget_ends() -> None:
+    """What is above the budget of the hub is counted, not guessed between two bounds."""
+    metrics = Metrics(CollectorRegistry(), budget=[3e-4, 1.02e-3])
+    steps = metrics.for_detector("pump").step_seconds
+    for seconds in (2e-4, 3e-4, 3.1e-4, 1.5e-3):
+        steps.observe(seconds)
+
+    bounds = {
+        sample.labels["le"]: sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "prunewatch_step_seconds_bucket"
+    }
+    assert (bounds["0.0003"], bounds["0.00102"], bounds["+Inf"]) == (2, 3, 4)
+    assert "0.001" not in bounds  # too near to a budget to tell anything more
+    assert list(bounds) == sorted(bounds, key=float)
 
 
 def test_two_hubs_of_one_process_do_not_share_a_registry() -> None:

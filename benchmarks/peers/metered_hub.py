@@ -1,7 +1,7 @@
 """A hub whose metrics are timed: `prunewatch` itself, with a stopwatch around every call that counts or times.
 
-Timed is what is called in `server.metrics` and, from elsewhere, in `prometheus_client`; a call inside another counts
-once. The stopwatch's own time counts as the metrics', so the sum is an upper bound. Nothing else is changed.
+Timed is what the event loop calls in `server.metrics`; a call inside another counts once. The stopwatch's own time
+counts as the metrics', so the sum is an upper bound. Nothing else is changed.
 
   metered_hub.py FILE serve --config ...     writes FILE as JSON when it ends: calls, seconds
 """
@@ -9,19 +9,25 @@ once. The stopwatch's own time counts as the metrics', so the sum is an upper bo
 from __future__ import annotations
 
 import functools
-import inspect
 import json
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from prometheus_client import Counter, Gauge, Histogram
-
-from server import metrics
 from server.cli import main
+from server.metrics.calls import MethodMetrics
+from server.metrics.cells import Number, Tally
+from server.metrics.detector import DetectorMetrics
+from server.metrics.family import Cells
 
-COUNTING = {Counter: ("inc", "labels"), Gauge: ("inc", "dec", "set", "labels"), Histogram: ("observe", "labels")}
+COUNTING = {
+    Number: ("inc", "set"),
+    Tally: ("observe",),
+    Cells: ("labels",),
+    DetectorMetrics: ("count", "drift"),
+    MethodMetrics: ("ended",),
+}
 
 
 class Stopwatch:
@@ -49,19 +55,12 @@ class Stopwatch:
         return timed
 
 
-def timed_functions() -> list[tuple[type, str]]:
-    """Every method that counts."""
-    ours = [it for it in vars(metrics).values() if inspect.isclass(it) and it.__module__ == metrics.__name__]
-    found = [(it, name) for it in ours for name, value in vars(it).items() if inspect.isfunction(value)]
-    found = [(it, name) for it, name in found if not name.startswith("__")]
-    return [*found, *((kind, name) for kind, names in COUNTING.items() for name in names)]
-
-
 if __name__ == "__main__":
     told = Path(sys.argv.pop(1))
     stopwatch = Stopwatch()
-    for kind, name in timed_functions():
-        setattr(kind, name, stopwatch.around(getattr(kind, name)))
+    for kind, names in COUNTING.items():
+        for name in names:
+            setattr(kind, name, stopwatch.around(getattr(kind, name)))
     try:
         main()
     finally:
