@@ -15,6 +15,7 @@ from detectors.errors import PrunewatchError
 from server.commands.anomalies import anomalies
 from server.commands.backup import backup, restore
 from server.commands.bench import bench
+from server.commands.credentials import with_credentials
 from server.commands.cycles import cycles
 from server.commands.doctor import doctor
 from server.commands.edge import edge, export
@@ -31,6 +32,7 @@ from server.commands.serve import demo, serve, validate
 from server.commands.serving import delete, freeze, pin, rollback, unfreeze, unpin
 from server.commands.show import show
 from server.commands.simulate import simulate
+from server.commands.tokens import tokens
 from server.commands.tune import tune
 
 ERROR = 2
@@ -53,7 +55,8 @@ app = typer.Typer(
 )
 for panel, commands in PANELS.items():
     for command in commands:
-        app.command(rich_help_panel=panel)(command)
+        app.command(rich_help_panel=panel)(with_credentials(command))
+app.add_typer(tokens, rich_help_panel="Run")
 
 
 def _print_version(wanted: bool) -> None:

@@ -23,6 +23,7 @@ from detectors.errors import InvalidInputError, NotFoundError
 from server.complaints import as_input_error, nearest
 from server.loop_settings import ParentGate, Probation, Schedule, Section, Triggers, VersionRetention
 from server.quantities import Bytes, Seconds
+from server.security.principals import Scope
 
 HUB = "hub"
 """The device class of the hub itself."""
@@ -251,6 +252,30 @@ class Log(Section):
     """From which level on."""
 
 
+class Tls(Section):
+    """Encrypts both addresses. The files may be replaced while the process runs."""
+
+    certificate: Path
+    """PEM: the certificate of this process, then those between it and its authority."""
+    key: Path
+    """PEM: its private key."""
+    client_ca: Path | None = None
+    """PEM: authorities whose certificates gRPC callers must show; None: they show none."""
+
+
+class Auth(Section):
+    """Whoever calls must say who it is. Everything but health needs a token or a certificate with the right scope."""
+
+    tokens: Path | None = None
+    """The file of `prunewatch tokens`; None: `tokens.json` in the store."""
+    identities: dict[str, list[Scope]] = Field(default={})
+    """Scopes by a name of a caller's certificate; needs `tls.client_ca`."""
+    max_calls: int = Field(default=1000, ge=1)
+    """Calls that one principal may have running."""
+    max_streams: int = Field(default=10_000, ge=1)
+    """Streams that one principal may have open."""
+
+
 class Settings(BaseSettings):
     """All settings of a hub."""
 
@@ -259,13 +284,17 @@ class Settings(BaseSettings):
     )
 
     listen: Address = "127.0.0.1:8001"
-    """gRPC. An address that other machines can reach needs `insecure: true` said out loud."""
+    """gRPC. An address that other machines can reach needs `tls` and `auth`, or `insecure: true` said out loud."""
     admin: Address = "127.0.0.1:8002"
     """HTTP: /metrics, /healthz, /readyz. The same rule."""
     store: Path = Path("prunewatch-store")
     """The folder with everything that must survive a restart."""
     insecure: bool = False
-    """Allow addresses that other machines can reach, without encryption and without asking who calls."""
+    """Allow addresses that other machines can reach, without encryption or without asking who calls."""
+    tls: Tls | None = None
+    """Encryption; None: plain text."""
+    auth: Auth | None = None
+    """Who may call; None: whoever reaches the addresses."""
     device_classes: dict[Name, DeviceClass] = {HUB: DeviceClass()}
     """Budgets by device class; `hub` always exists."""
     detectors: dict[Name, DetectorConfig] = {}
@@ -317,11 +346,13 @@ class Settings(BaseSettings):
     def _consistent(self) -> Self:
         for key in ("listen", "admin"):
             address = getattr(self, key)
-            if not self.insecure and not is_loopback(address):
+            if not self.insecure and (self.tls is None or self.auth is None) and not is_loopback(address):
                 raise ValueError(
                     f"`{key}: {address}` can be reached by other machines without encryption or authentication; "
-                    "use 127.0.0.1, or say `insecure: true`"
+                    "set `tls` and `auth`, use 127.0.0.1, or say `insecure: true`"
                 )
+        if self.auth is not None and self.auth.identities and (self.tls is None or self.tls.client_ca is None):
+            raise ValueError("`auth.identities` are names in certificates: set `tls.client_ca`, too")
         if PARENT in self.device_classes:
             raise ValueError(f"`{PARENT}` is not free as a name of a device class")
         for name, detector in self.detectors.items():

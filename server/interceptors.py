@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -14,11 +17,27 @@ import grpc.aio
 
 from detectors.errors import DeadlineError, InvalidInputError
 from server.admission import EXEMPT, Gate
+from server.logs import REQUEST_ID, of_request, request_id
 from server.metrics import Metrics
 from server.metrics.calls import MethodMetrics
+from server.security.gatekeeper import HINT, Gatekeeper
+from server.security.policy import OPEN, required
+from server.security.principals import DeniedError, Principal, UnauthenticatedError
 from server.statuses import GRPC_CODES, status_of, trailing_metadata
 
 Behaviour = Callable[[Any, Any], Any]
+UNKNOWN_CALLER = UnauthenticatedError("it is not said who calls.", hint=HINT)
+audit = logging.getLogger("prunewatch.audit")
+
+
+@dataclass
+class Caller:
+    """Whoever makes a call; nobody, where nobody was asked or it is not known yet."""
+
+    principal: Principal | None = None
+
+
+_caller: ContextVar[Caller] = ContextVar("caller")
 
 
 class _Malformed:
@@ -46,13 +65,17 @@ class Guard(grpc.aio.ServerInterceptor):
     Args:
         metrics: Counts calls by method and code, and times them.
         gate: Says whether one more may be let in.
+        keeper: Says who calls and whether that one may; None: whoever calls may.
     """
 
-    def __init__(self, metrics: Metrics, gate: Gate) -> None:
+    def __init__(self, metrics: Metrics, gate: Gate, keeper: Gatekeeper | None = None) -> None:
         self._metrics = metrics
         self._gate = gate
+        self._keeper = keeper
         self._wrapped: dict[str, Any] = {}
         self._refusing: dict[str, Any] = {}
+        self._closed: set[str] = set()
+        """Methods that not anybody may call."""
 
     async def intercept_service(
         self,
@@ -69,17 +92,41 @@ class Guard(grpc.aio.ServerInterceptor):
             wrapped = self._wrapped[method] = self._wrap(handler, method)
         if method in self._refusing and self._gate.is_full(streaming=_is_streaming(wrapped)):
             return self._refusing[method]
+        caller, metadata = Caller(), handler_call_details.invocation_metadata
+        _caller.set(caller)  # for the handler, which is run by this task
+        of_request(request_id(next((value for key, value in metadata or () if key == REQUEST_ID), None)))
+        if method in self._closed and self._keeper is not None:
+            try:
+                caller.principal = self._keeper.by_token(metadata)
+                if caller.principal is not None:
+                    self._keeper.require(caller.principal, method)
+                elif not self._keeper.asks_certificates:
+                    raise UNKNOWN_CALLER
+            except (UnauthenticatedError, DeniedError) as error:
+                return self._turning_away(wrapped, method, error)
         return wrapped
+
+    def _turning_away(self, handler: Any, method: str, error: Exception) -> Any:
+        """A handler of the same kind that says no; messages are not parsed."""
+
+        async def refuse(_requests: Any, _context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            raise error
+
+        calls = _Calls(MethodMetrics(self._metrics, method, handler), method)
+        return getattr(grpc, _kind(handler))(calls.coroutine(refuse))
 
     def _wrap(self, handler: Any, method: str) -> Any:
         metrics, streaming = MethodMetrics(self._metrics, method, handler), _is_streaming(handler)
         gate = None if method.startswith(EXEMPT) else self._gate
         if gate is not None:
-            self._refusing[method] = _refusing(handler, _Calls(metrics), gate)
+            self._refusing[method] = _refusing(handler, _Calls(metrics, method), gate)
+        keeper = self._keeper if required(method) is not OPEN else None
+        if keeper is not None:
+            self._closed.add(method)
         behaviour: Behaviour = (
             handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         )
-        calls = _Calls(metrics, gate, streaming=streaming)
+        calls = _Calls(metrics, method, gate, keeper, streaming=streaming)
         wrap = calls.generator if inspect.isasyncgenfunction(behaviour) else calls.coroutine
         return getattr(grpc, _kind(handler))(
             wrap(behaviour),
@@ -91,10 +138,21 @@ class Guard(grpc.aio.ServerInterceptor):
 class _Calls:
     """Runs the calls of one method."""
 
-    def __init__(self, metrics: MethodMetrics, gate: Gate | None = None, *, streaming: bool = False) -> None:
+    def __init__(
+        self,
+        metrics: MethodMetrics,
+        method: str,
+        gate: Gate | None = None,
+        keeper: Gatekeeper | None = None,
+        *,
+        streaming: bool = False,
+    ) -> None:
         self._metrics = metrics
+        self._method = method
         self._gate = gate
+        self._keeper = keeper
         self._streaming = streaming
+        self._changes = required(method) in ("operate", "admin")
 
     def coroutine(self, behaviour: Behaviour) -> Behaviour:
         """Guards a handler that is a coroutine function."""
@@ -103,7 +161,7 @@ class _Calls:
             began, code = time.perf_counter(), "OK"
             self._metrics.started.inc()
             try:
-                with self._admitted(context):
+                with self._let_in(context), self._admitted(context):
                     return await behaviour(readable(request), context)
             except asyncio.CancelledError:
                 code = "CANCELLED"
@@ -116,7 +174,7 @@ class _Calls:
                 code = GRPC_CODES[status.code].name
                 await context.abort(GRPC_CODES[status.code], status.message, trailing_metadata(error, status))
             finally:
-                self._metrics.ended(code, time.perf_counter() - began)
+                self._ended(code, time.perf_counter() - began, request)
 
         return call
 
@@ -127,7 +185,7 @@ class _Calls:
             began, code = time.perf_counter(), "OK"
             self._metrics.started.inc()
             try:
-                with self._admitted(context):
+                with self._let_in(context), self._admitted(context):
                     async for response in behaviour(readable(request), context):
                         yield response
             except (asyncio.CancelledError, GeneratorExit):
@@ -141,9 +199,38 @@ class _Calls:
                 code = GRPC_CODES[status.code].name
                 await context.abort(GRPC_CODES[status.code], status.message, trailing_metadata(error, status))
             finally:
-                self._metrics.ended(code, time.perf_counter() - began)
+                self._ended(code, time.perf_counter() - began, request)
 
         return call
+
+    def _ended(self, code: str, seconds: float, request: Any) -> None:
+        """Counts a call, and writes a line: at `info` where it changes something, else at `debug`."""
+        self._metrics.ended(code, seconds)
+        level = logging.INFO if self._changes else logging.DEBUG
+        if not audit.isEnabledFor(level):
+            return
+        caller = _caller.get()
+        facts = {
+            "method": self._method,
+            "code": code,
+            "seconds": seconds,
+            "principal": caller.principal.name if caller.principal else "",
+            "resource": _resource(request),
+        }
+        audit.log(level, "call", extra=facts)
+
+    @contextmanager
+    def _let_in(self, context: grpc.aio.ServicerContext[Any, Any]) -> Iterator[None]:
+        """While a call runs of somebody who may make it."""
+        if self._keeper is None:
+            yield
+            return
+        caller = _caller.get()
+        if caller.principal is None:
+            caller.principal = self._keeper.by_certificate(context)
+            self._keeper.require(caller.principal, self._method)
+        with self._keeper.admitted(caller.principal, streaming=self._streaming):
+            yield
 
     @contextmanager
     def _admitted(self, context: grpc.aio.ServicerContext[Any, Any]) -> Iterator[None]:
@@ -167,6 +254,12 @@ def _refusing(handler: Any, calls: _Calls, gate: Gate) -> Any:
         raise gate.refusal(streaming=streaming)
 
     return getattr(grpc, _kind(handler))(calls.coroutine(refuse))
+
+
+def _resource(request: Any) -> str:
+    """What a request is about, as it says; never its content."""
+    named = (getattr(request, field, "") for field in ("name", "parent", "detector", "detector_id"))
+    return next((it[:200] for it in named if isinstance(it, str) and it), "")
 
 
 def _kind(handler: Any) -> str:

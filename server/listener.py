@@ -20,8 +20,12 @@ from server.background import SWITCH_SECONDS
 from server.config import Settings, split_address
 from server.host import Host
 from server.interceptors import Guard
+from server.layout import TOKENS
 from server.metrics import Metrics
 from server.reflection import enable_reflection
+from server.security.certificates import Certificates, TlsFiles
+from server.security.gatekeeper import Gatekeeper
+from server.security.tokens import Tokens
 from server.streams import Streams
 
 KEEPALIVE_MS = 60_000
@@ -53,8 +57,9 @@ class Listener:
         limit = settings.max_message_bytes
         self.gate = Gate(settings.max_calls, settings.max_streams, metrics.refused.inc)
         self.streams = Streams(settings.slow_reader_seconds, metrics.slow_readers.inc)
+        self.certificates = certificates_of(settings)
         self._server = grpc.aio.server(
-            interceptors=[Guard(metrics, self.gate)],
+            interceptors=[Guard(metrics, self.gate, keeper_of(settings))],
             options=[
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", limit),
@@ -101,7 +106,7 @@ class Listener:
         names = [name for name, _ in services]
         enable_reflection([*names, health.SERVICE_NAME], self._server)
         try:
-            self.port = self._server.add_insecure_port(self._settings.listen)
+            self.port = self._bind()
         except RuntimeError:
             raise _taken("listen", self._settings.listen) from None
         try:
@@ -113,6 +118,11 @@ class Listener:
         for name in ("", *names):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         self._ready = True
+
+    def _bind(self) -> int:
+        if self.certificates is None:
+            return self._server.add_insecure_port(self._settings.listen)
+        return self._server.add_secure_port(self._settings.listen, self.certificates.credentials())
 
     async def announce_end(self) -> None:
         """Says NOT_SERVING, so that callers go elsewhere; calls are still answered."""
@@ -132,6 +142,26 @@ class Listener:
         if self._looking is not None:
             self._looking.cancel()
         await self._admin.stop()
+
+
+def certificates_of(settings: Settings) -> Certificates | None:
+    """What both addresses are encrypted with; None: they are not.
+
+    Raises:
+        InvalidInputError: the files can not be used.
+    """
+    if settings.tls is None:
+        return None
+    return Certificates(TlsFiles(settings.tls.certificate, settings.tls.key, settings.tls.client_ca))
+
+
+def keeper_of(settings: Settings) -> Gatekeeper | None:
+    """Who says whether somebody may call; None: whoever reaches the addresses may."""
+    auth = settings.auth
+    if auth is None:
+        return None
+    tokens = Tokens(auth.tokens or settings.store / TOKENS)
+    return Gatekeeper(tokens, auth.identities, max_calls=auth.max_calls, max_streams=auth.max_streams)
 
 
 def _taken(field: str, address: str) -> PreconditionError:

@@ -13,8 +13,6 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Literal, TextIO, get_args
@@ -22,6 +20,8 @@ from typing import Literal, TextIO, get_args
 from pythonjsonlogger.json import JsonFormatter
 
 ROOT = "prunewatch"
+REQUEST_ID = "x-request-id"
+"""Metadata of a call with its id, both ways."""
 INHERITED = "PRUNEWATCH_LOG"
 """Tells a trainer how the process that started it writes."""
 Format = Literal["console", "json"]
@@ -66,14 +66,14 @@ def request_id(given: str | bytes | None) -> str:
     return secrets.token_hex(8)
 
 
-@contextmanager
-def during(request: str) -> Iterator[None]:
-    """Lines that are written meanwhile carry this id."""
-    token = _request.set(request)
-    try:
-        yield
-    finally:
-        _request.reset(token)
+def of_request(request: str) -> None:
+    """Lines that this task, and those it begins, write from now on carry this id."""
+    _request.set(request)
+
+
+def current_request() -> str:
+    """The id of the call that this task works for; empty where there is none."""
+    return _request.get()
 
 
 def _with_request(record: logging.LogRecord) -> bool:

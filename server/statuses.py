@@ -27,6 +27,8 @@ from detectors.errors import (
     PrunewatchError,
     disk_full,
 )
+from server.logs import REQUEST_ID, current_request
+from server.security.principals import DeniedError, UnauthenticatedError
 
 DOMAIN = "prunewatch"
 DETAILS = "grpc-status-details-bin"
@@ -36,6 +38,8 @@ CODES: Mapping[type[PrunewatchError], int] = {
     InvalidInputError: code_pb2.INVALID_ARGUMENT,
     NotFoundError: code_pb2.NOT_FOUND,
     AlreadyExistsError: code_pb2.ALREADY_EXISTS,
+    UnauthenticatedError: code_pb2.UNAUTHENTICATED,
+    DeniedError: code_pb2.PERMISSION_DENIED,
     PreconditionError: code_pb2.FAILED_PRECONDITION,
     ConflictError: code_pb2.ABORTED,
     ExhaustedError: code_pb2.RESOURCE_EXHAUSTED,
@@ -77,11 +81,13 @@ def status_of(error: Exception) -> status_pb2.Status:
 
 
 def trailing_metadata(error: Exception, status: status_pb2.Status) -> tuple[tuple[str, str | bytes], ...]:
-    """What goes with a status: its details, and when to come again, as gRPC's own retries read it."""
-    details = (DETAILS, status.SerializeToString())
+    """What goes with a status: details, the id of the call, and when to come again, as gRPC's own retries read it."""
+    told: list[tuple[str, str | bytes]] = [(DETAILS, status.SerializeToString())]
+    if request := current_request():
+        told.append((REQUEST_ID, request))
     if isinstance(error, OverloadedError):
-        return details, (PUSHBACK, str(round(1000 * error.retry_seconds)))
-    return (details,)
+        told.append((PUSHBACK, str(round(1000 * error.retry_seconds))))
+    return tuple(told)
 
 
 def recorded_error(fields: Mapping[str, str]) -> PrunewatchError:

@@ -6,6 +6,7 @@
 <root>/history/<name>/  points kept for training (`server.history`)
 <root>/detectors/       what the catalog can be rebuilt from (`server.detector_files`)
 <root>/quarantine/      damaged files that `prunewatch doctor --rebuild` has put aside
+<root>/tokens.json      hashes of the tokens that callers show (`server.security.tokens`); not in backups
 <root>/tables/          latency tables of cycles (`pruning.table`); they are measured again where they are gone
 <root>/golden/<name>/   what updates of a parent are judged on (`server.golden`)
 <root>/frontiers/       children for budgets to come (`server.frontiers`); they are built again where they are gone

@@ -1,5 +1,6 @@
 """The log: one line an event, for people and as JSON, with fields and the id of the call."""
 
+import contextvars
 import io
 import json
 import logging
@@ -91,8 +92,11 @@ def test_lines_of_a_call_carry_its_id(lines):
     """Only while it lasts."""
     read = lines("json")
 
-    with logs.during("order-7"):
+    def call() -> None:
+        logs.of_request("order-7")
         logging.getLogger("prunewatch.worker").info("in")
+
+    contextvars.copy_context().run(call)
     logging.getLogger("prunewatch.worker").info("out")
 
     first, second = map(json.loads, read())

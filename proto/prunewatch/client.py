@@ -20,6 +20,7 @@ from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf import duration_pb2, json_format
 from numpy.typing import ArrayLike
 
+from prunewatch.credentials import Credentials
 from prunewatch.errors import ServiceError, status_error
 from prunewatch.points import Batch, packed
 from prunewatch.reconnecting import Stream
@@ -49,7 +50,18 @@ from prunewatch.v1 import (
     scoring_pb2_grpc,
 )
 
-__all__ = ["UNANSWERED", "Anomaly", "Batch", "Client", "Retry", "Scores", "Series", "ServiceError", "Stream"]
+__all__ = [
+    "UNANSWERED",
+    "Anomaly",
+    "Batch",
+    "Client",
+    "Credentials",
+    "Retry",
+    "Scores",
+    "Series",
+    "ServiceError",
+    "Stream",
+]
 
 CHUNK_BYTES = 1 << 20  # of an upload; a message may have four times that
 POLL_SECONDS = 0.25
@@ -75,12 +87,24 @@ class Client(ScoringCalls, SeriesCalls):
             limit.
         retry: Tries again what can be tried again without harm: what only reads; points with stamps and ephemeral ones
             when the service could not be reached; everything that an overloaded service has refused. None: one try.
+        credentials: A token, TLS, a certificate; None: plain text.
+
+    Raises:
+        ValueError: a token would be sent where others can read it.
     """
 
-    def __init__(self, address: str, *, timeout_seconds: float | None = None, retry: Retry | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout_seconds: float | None = None,
+        retry: Retry | None = None,
+        credentials: Credentials | None = None,
+    ) -> None:
         self._address = address
+        self._credentials = credentials or Credentials()
         patience = [Patience(timeout_seconds, retry)] if timeout_seconds is not None or retry is not None else None
-        self._channel = grpc.aio.insecure_channel(address, options=OPTIONS, interceptors=patience)
+        self._channel = self._credentials.channel(address, OPTIONS, patience)
         detectors: Any = detectors_pb2_grpc.DetectorServiceStub(self._channel)
         super().__init__(scoring_pb2_grpc.ScoringServiceStub(self._channel), detectors, self._another_channel, retry)
         self._pruning: Any = pruning_pb2_grpc.PruningServiceStub(self._channel)
@@ -101,7 +125,7 @@ class Client(ScoringCalls, SeriesCalls):
 
     def _another_channel(self) -> grpc.aio.Channel:
         """A connection that shares nothing with the others, so that it is new indeed."""
-        return grpc.aio.insecure_channel(self._address, options=[*OPTIONS, ("grpc.use_local_subchannel_pool", 1)])
+        return self._credentials.channel(self._address, [*OPTIONS, ("grpc.use_local_subchannel_pool", 1)])
 
     # detectors
 

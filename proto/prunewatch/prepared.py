@@ -24,6 +24,7 @@ import numpy as np
 from google.rpc import code_pb2
 from numpy.typing import ArrayLike
 
+from prunewatch.credentials import Credentials
 from prunewatch.v1 import scoring_pb2 as pb
 
 MAX_MESSAGE_BYTES = 64 << 20
@@ -109,11 +110,12 @@ class PreparedScoring:
 
     Args:
         address: `HOST:PORT`.
+        credentials: A token, TLS, a certificate; None: plain text.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, credentials: Credentials | None = None) -> None:
         limits = [(f"grpc.max_{way}_message_length", MAX_MESSAGE_BYTES) for way in ("receive", "send")]
-        self._channel = grpc.aio.insecure_channel(address, options=limits)
+        self._channel = (credentials or Credentials()).channel(address, limits)
         self._score: Any = self._channel.unary_unary(f"{_SERVICE}/Score")
         self._stream: Any = self._channel.stream_stream(f"{_SERVICE}/ScoreStream")
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from detectors.errors import InvalidInputError
 from prunewatch.client import Client
+from prunewatch.credentials import Credentials
 from prunewatch.prepared import PreparedScoring
 from server.bench.load import Load
 from server.bench.messages import Messages, Values, random_walk, rows_wanted, spread
@@ -97,7 +98,12 @@ def _named(stage: str, report: Progress | None) -> Progress | None:
 
 @asynccontextmanager
 async def connected(
-    address: str, detector: str | None = None, *, table: Table | None = None, n_features: int | None = None
+    address: str,
+    detector: str | None = None,
+    *,
+    table: Table | None = None,
+    n_features: int | None = None,
+    credentials: Credentials | None = None,
 ) -> AsyncIterator[Bench]:
     """Asks a service for a detector, and connects to it.
 
@@ -106,12 +112,13 @@ async def connected(
         detector: Its name; None: the only one.
         table: Points to send; None: random walks.
         n_features: Numbers of each point, where neither the service nor `table` says it.
+        credentials: A token, TLS, a certificate; None: plain text.
 
     Raises:
         PrunewatchError: there is no such detector, it can not score, or takes other features than `table` has.
         ServiceError: what the service answered, or that it can not be reached.
     """
-    async with Client(address) as client:
+    async with Client(address, credentials=credentials) as client:
         target = await find(client, detector)
     if target.features is not None and table is not None:
         table = table.in_order_of(target.features)
@@ -122,6 +129,6 @@ async def connected(
             field="--features",
             hint="Give it, or --data.",
         )
-    async with PreparedScoring(address) as scoring:
+    async with PreparedScoring(address, credentials) as scoring:
         width = len(known) if known is not None else n_features or 0
         yield Bench(scoring, target, width, None if table is None else table.values)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from detectors.errors import InvalidInputError, PrunewatchError
+from server.commands.credentials import credentials
 from server.commands.options import quantity, require_hub
 from server.commands.plot import picture_format
 from server.commands.progress import progress
@@ -195,7 +196,7 @@ def _measured(
     from server.bench.session import connected
 
     async def work() -> dict[str, Any]:
-        async with connected(server, detector, table=table, n_features=features) as bench:
+        async with connected(server, detector, table=table, n_features=features, credentials=credentials()) as bench:
             if load.live:
                 _say_live(bench, load)
             with progress() as report, _interruptible(bench):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from detectors.errors import AlreadyExistsError, InvalidInputError, PreconditionError, PrunewatchError
 from prunewatch.client import Batch, Client, ServiceError
 from server.commands.anomalies import Wanted, described
+from server.commands.credentials import credentials
 from server.commands.feedback import Remark, shown
 from server.commands.frontier import Sought
 from server.commands.progress import Report
@@ -53,12 +54,16 @@ def ask(server: str, work: Callable[[Client], Awaitable[Answer]]) -> Answer:
     except ValueError as error:
         raise InvalidInputError(f"{error}.", field="--server") from error
 
+    shown = credentials()
+
     async def connected() -> Answer:
-        async with Client(server) as client:
+        async with Client(server, credentials=shown) as client:
             return await work(client)
 
     try:
         return asyncio.run(connected())
+    except ValueError as error:
+        raise InvalidInputError(f"{error}.", field="--server") from error
     except ServiceError as error:
         raise PrunewatchError(error.problem, field=error.field, hint=error.hint) from error
 
