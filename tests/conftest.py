@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 
 from detectors.bundle import Bundle, write_bundle
 from prunewatch.client import Client
@@ -28,11 +30,47 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves the tests of one promise; none is an error of the run (exit code 5)."""
+    if hasattr(config, "workerinput"):  # a process of pytest-xdist
+        items[:] = slowest_first(items)
     if not (asked := config.getoption("--promise")):
         return
     proving = [it for it in items if any(mark.args == (asked,) for mark in it.iter_markers("promise"))]
     config.hook.pytest_deselected(items=[it for it in items if it not in proving])
     items[:] = proving
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n`, a file stays in one process, since its tests share what was costly to make; in the order below."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
+
+
+def slowest_first(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Files that take longest first, so that no process has one left when the others are done.
+
+    Those are the files with a test that has a longer timeout than all others, then those with the most slow tests.
+    """
+    slow = Counter(it.path for it in items if it.get_closest_marker("slow"))
+    longest: Counter[Path] = Counter()
+    for it in items:
+        if mark := it.get_closest_marker("timeout"):
+            longest[it.path] = max(longest[it.path], mark.args[0])
+    return sorted(items, key=lambda it: (-longest[it.path], -slow[it.path], it.path))
+
+
+@pytest.fixture
+def unused_tcp_port() -> int:
+    """In the place of pytest-asyncio's, which gives one that the system may give to somebody else."""
+    return free_port()
+
+
+@pytest.fixture(scope="session")
+def unused_tcp_port_factory() -> Callable[[], int]:
+    """The same, for several."""
+    return free_port
 
 
 def hub_settings(folder: Path, **fields: Any) -> Settings:
