@@ -19,7 +19,8 @@ COMMAND = (sys.executable, "-m", "server.trainer")
 LINE_BYTES = 16 << 20  # a result names every kept unit
 TERMINATE_SECONDS = 5.0
 LOW_PRIORITY = 10
-"""How much nicer than the service, from the first moment on: importing torch keeps a core busy, and scoring on the same cores comes first."""
+"""How much nicer than the service, from the first moment on: importing torch keeps a core busy, and scoring on the same
+cores comes first."""
 KILLED = -9
 """Exit code of what was killed: by the system, for want of memory, or by a person."""
 logger = logging.getLogger(__name__)
