@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import runpy
 import sys
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from server.config import Settings
 from server.publish import publish_fit
 
 QUICK_TRAINER = (sys.executable, str(Path(__file__).with_name("quick_trainer.py")))
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 NOW = 1_700_000_000_000_000_000
 
 
@@ -71,6 +73,21 @@ def unused_tcp_port() -> int:
 def unused_tcp_port_factory() -> Callable[[], int]:
     """The same, for several."""
     return free_port
+
+
+@pytest.fixture
+def help_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[str], str]:
+    """What a benchmark script prints for `--help`; in this process, since most would import torch for it once more."""
+
+    def printed(script: str) -> str:
+        monkeypatch.syspath_prepend(str(BENCHMARKS))  # scripts find each other in their own folder
+        monkeypatch.setattr(sys, "argv", [str(BENCHMARKS / f"{script}.py"), "--help"])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        assert not ended.value.code
+        return capsys.readouterr().out
+
+    return printed
 
 
 def hub_settings(folder: Path, **fields: Any) -> Settings:
