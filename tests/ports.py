@@ -17,7 +17,7 @@ SPAN = 12_000
 """Ports below the ephemeral range that are ours to take."""
 
 
-def _ours() -> range:
+def ours() -> range:
     """Ports for this process: processes of one run of pytest-xdist share none."""
     low = int(RANGE.read_text().split()[0]) if RANGE.is_file() else 32_768
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -30,9 +30,9 @@ _turn = count(os.getpid() * 7)  # two runs at once begin at different places
 
 def free_port() -> int:
     """A port of 127.0.0.1 that nobody listens on; the same one is not given again for thousands of calls."""
-    ours = _ours()
-    for _ in ours:
-        port = ours[next(_turn) % len(ours)]
+    ports = ours()
+    for _ in ports:
+        port = ports[next(_turn) % len(ports)]
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: what has just closed is free
             try:
