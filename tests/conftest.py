@@ -76,6 +76,14 @@ def unused_tcp_port_factory() -> Callable[[], int]:
 
 
 @pytest.fixture
+def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are timed a tenth as long: enough where bytes decide, and where no time would be short enough."""
+    from pruning import latency
+
+    monkeypatch.setitem(latency.interleaved.__kwdefaults__, "seconds", latency.ROUND_SECONDS / 10)
+
+
+@pytest.fixture
 def help_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[str], str]:
     """What a benchmark script prints for `--help`; in this process, since most would import torch for it once more."""
 
