@@ -6,6 +6,8 @@ BIN    := $(VENV)/bin
 #   make demo TORCH_INDEX=<the URL of the PyTorch CPU index>
 TORCH_INDEX ?=
 TORCH := torch==2.13.0
+# Processes that share the tests; each takes a core and up to a gigabyte.
+WORKERS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
 
 .PHONY: demo test quick long promise check lint types contracts proto dashboards proto-drift bench clean help
@@ -33,11 +35,17 @@ $(VENV)/.dev: pyproject.toml $(VENV)/.demo
 demo: $(VENV)/.demo ## fit, score, prune and swap two detectors on a real stream; prints a report
 	$(BIN)/prunewatch demo --once
 
-test: $(VENV)/.dev ## the whole test suite
-	$(BIN)/python -m pytest
+# Two passes: what bears company in WORKERS processes, then what would starve in it (`alone`) in one. Both always run.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-quick: $(VENV)/.dev ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+test: $(VENV)/.dev ## the whole test suite, in two processes; more on a larger machine: WORKERS=4
+	@failed=0; \
+	$(PYTEST) -n $(WORKERS) -m "not long and not alone" || failed=$$?; \
+	$(PYTEST) -m "alone and not long" || failed=$$?; \
+	exit $$failed
+
+quick: $(VENV)/.dev ## the tests that take seconds, in two processes
+	$(PYTEST) -n $(WORKERS) -m "not slow and not alone"
 
 long: $(VENV)/.dev ## thousands of drawn architectures: minutes
 	$(BIN)/python -m pytest -m long

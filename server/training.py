@@ -19,7 +19,8 @@ COMMAND = (sys.executable, "-m", "server.trainer")
 LINE_BYTES = 16 << 20  # a result names every kept unit
 TERMINATE_SECONDS = 5.0
 LOW_PRIORITY = 10
-"""Niceness, from the first moment on: importing torch keeps a core busy, and scoring on the same cores comes first."""
+"""How much nicer than the service, from the first moment on: importing torch keeps a core busy, and scoring on the same
+cores comes first."""
 KILLED = -9
 """Exit code of what was killed: by the system, for want of memory, or by a person."""
 logger = logging.getLogger("prunewatch.training")
@@ -69,7 +70,7 @@ def put_behind(pid: int, memory: int | None) -> None:
     What it asks for beyond them it does not get. To be called before it has threads.
     """
     with contextlib.suppress(ProcessLookupError):  # it has ended; whoever reads from it will see
-        os.setpriority(os.PRIO_PROCESS, pid, LOW_PRIORITY)
+        os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 0) + LOW_PRIORITY)
         if memory is None:
             return
         if hasattr(resource, "prlimit"):

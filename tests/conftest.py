@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import runpy
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 
 from detectors.bundle import Bundle, write_bundle
 from prunewatch.client import Client
@@ -18,6 +21,7 @@ from server.config import Settings
 from server.publish import publish_fit
 
 QUICK_TRAINER = (sys.executable, str(Path(__file__).with_name("quick_trainer.py")))
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 NOW = 1_700_000_000_000_000_000
 
 
@@ -28,11 +32,70 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves the tests of one promise; none is an error of the run (exit code 5)."""
+    if hasattr(config, "workerinput"):  # a process of pytest-xdist
+        items[:] = slowest_first(items)
     if not (asked := config.getoption("--promise")):
         return
     proving = [it for it in items if any(mark.args == (asked,) for mark in it.iter_markers("promise"))]
     config.hook.pytest_deselected(items=[it for it in items if it not in proving])
     items[:] = proving
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n`, a file stays in one process, since its tests share what was costly to make; in the order below."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
+
+
+def slowest_first(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Files that take longest first, so that no process has one left when the others are done.
+
+    Those are the files with a test that has a longer timeout than all others, then those with the most slow tests.
+    """
+    slow = Counter(it.path for it in items if it.get_closest_marker("slow"))
+    longest: Counter[Path] = Counter()
+    for it in items:
+        if mark := it.get_closest_marker("timeout"):
+            longest[it.path] = max(longest[it.path], mark.args[0])
+    return sorted(items, key=lambda it: (-longest[it.path], -slow[it.path], it.path))
+
+
+@pytest.fixture
+def unused_tcp_port() -> int:
+    """In the place of pytest-asyncio's, which gives one that the system may give to somebody else."""
+    return free_port()
+
+
+@pytest.fixture(scope="session")
+def unused_tcp_port_factory() -> Callable[[], int]:
+    """The same, for several."""
+    return free_port
+
+
+@pytest.fixture
+def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are timed a tenth as long: enough where bytes decide, and where no time would be short enough."""
+    from pruning import latency
+
+    monkeypatch.setitem(latency.interleaved.__kwdefaults__, "seconds", latency.ROUND_SECONDS / 10)
+
+
+@pytest.fixture
+def help_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[str], str]:
+    """What a benchmark script prints for `--help`; in this process, since most would import torch for it once more."""
+
+    def printed(script: str) -> str:
+        monkeypatch.syspath_prepend(str(BENCHMARKS))  # scripts find each other in their own folder
+        monkeypatch.setattr(sys, "argv", [str(BENCHMARKS / f"{script}.py"), "--help"])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        assert not ended.value.code
+        return capsys.readouterr().out
+
+    return printed
 
 
 def hub_settings(folder: Path, **fields: Any) -> Settings:

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from conftest import bundle_facts, eventually
 from crash_trainer import MISBEHAVE
 from graphs import ewma_bundle
+from ports import free_address
 
 from detectors.bundle import write_bundle
 from detectors.failpoints import VARIABLE
@@ -71,7 +73,8 @@ class Node:
 
     Attributes:
         armed: At which step it is to die.
-        seconds: From the last start until it answered, without those in which others had the processors.
+        seconds: From the last start until it answered, without those in which its threads waited for a processor; at
+            least what it worked.
     """
 
     def __init__(
@@ -87,9 +90,7 @@ class Node:
         self.armed = ""
         self.seconds = 0.0
         self.process: subprocess.Popen[bytes] | None = None
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        self.address = free_address()
         given = {"store": str(root), "listen": self.address, "admin": "127.0.0.1:0", **SETTINGS, **settings}
         command = {} if trainer is None else {"trainer": trainer}
         self._command = [*before, sys.executable, "-c", SERVE, json.dumps(given), json.dumps(command)]
@@ -113,8 +114,8 @@ class Node:
                 raise DiedError
             assert time.monotonic() < began + 60, self.log.read_text()[-4000:]
             time.sleep(0.02)
-        waited = int(Path(f"/proc/{self.process.pid}/schedstat").read_text().split()[1]) / 1e9
-        self.seconds = time.monotonic() - began - waited
+        worked = psutil.Process(self.process.pid).cpu_times()
+        self.seconds = max(time.monotonic() - began - waited(self.process.pid), worked.user + worked.system)
 
     def kill(self) -> None:
         """SIGKILL, if it still runs."""
@@ -129,6 +130,15 @@ class Node:
             assert self.process.wait(seconds) == -signal.SIGKILL, self.log.read_text()[-4000:]
             return True
         return False
+
+
+def waited(pid: int) -> float:
+    """For how many seconds threads of a process, all taken together, could have run and others had the processors."""
+    seconds = 0.0
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):  # it has ended
+            seconds += int((thread / "schedstat").read_text().split()[1]) / 1e9
+    return seconds
 
 
 @asynccontextmanager

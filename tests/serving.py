@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ports import free_address
+
 
 @contextmanager
 def served(root: Path, log: Path) -> Iterator[str]:
@@ -21,10 +23,7 @@ def served(root: Path, log: Path) -> Iterator[str]:
 @contextmanager
 def serving(root: Path, log: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """The same, with the process."""
-    with socket.socket() as free, socket.socket() as other:
-        free.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        listen, admin = (f"127.0.0.1:{it.getsockname()[1]}" for it in (free, other))
+    listen, admin = free_address(), free_address()
     command = [sys.executable, "-c", "from server.cli import main; main()", "serve", "--store", str(root)]
     with log.open("wb") as file:
         process = subprocess.Popen([*command, "--listen", listen, "--admin", admin], stderr=file)

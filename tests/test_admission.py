@@ -130,6 +130,7 @@ async def test_a_call_whose_time_is_over_is_not_begun(tmp_path: Path) -> None:
     assert taken <= sum(not isinstance(it, BaseException) for it in late)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.promise("L3")
 async def test_ten_times_what_can_be_done_over_streams_is_held_back(tmp_path: Path) -> None:
@@ -164,6 +165,7 @@ async def test_ten_times_what_can_be_done_over_streams_is_held_back(tmp_path: Pa
     assert np.median(waits) < 1
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.promise("L2")
 async def test_who_does_not_read_is_ended_and_stalls_nobody(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from graphs import ewma_bundle, ewma_scores
+from ports import free_address
 from rich.console import Console
 from serving import served
 
@@ -535,10 +535,7 @@ def test_fit_and_prune_on_a_server(prunewatch, server: str, waves: Path, tmp_pat
 
 def test_a_server_that_is_not_there_is_told(prunewatch) -> None:
     """With how to start one; and an address that is none."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    code, _, err = prunewatch("show", "pump", "--server", address)
+    code, _, err = prunewatch("show", "pump", "--server", free_address())
     assert (code, "prunewatch serve" in err) == (2, True)
     code, _, err = prunewatch("show", "pump", "--server", "here")
     assert (code, "HOST:PORT" in err) == (2, True)

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from graphs import ewma_bundle
+from ports import free_address
 
 from detectors.bundle import write_bundle
 from server.archive import pack_bundle
@@ -158,14 +158,14 @@ def edge_image() -> str:
 @pytest.mark.timeout(1200)
 def test_the_edge_image_serves_a_bundle_and_has_no_training_framework(edge_image, tmp_path):
     """With a read-only root and no rights: uid 10001, healthy, no torch, and SIGTERM ends it with exit code 0."""
-    run, name, address = engine(), f"prunewatch-test-{time.time_ns()}", f"127.0.0.1:{_free_port()}"
+    run, name, address = engine(), f"prunewatch-test-{time.time_ns()}", free_address()
     bundle, folder = ewma_bundle("pump"), tmp_path / "bundle"
     write_bundle(bundle, folder)
     pack_bundle(folder, bundle.hash, tmp_path / "pump.tar")
     (tmp_path / "pump.tar").chmod(0o644)
     rights = ["--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
     given = ["-v", f"{tmp_path / 'pump.tar'}:/data/bundle.tar:ro", "-e", f"PRUNEWATCH__LISTEN={address}"]
-    admin = ["-e", f"PRUNEWATCH__ADMIN=127.0.0.1:{_free_port()}"]
+    admin = ["-e", f"PRUNEWATCH__ADMIN={free_address()}"]
 
     _run([run, "run", "-d", "--name", name, "--network", "host", *rights, *given, *admin, edge_image])
     try:
@@ -182,12 +182,6 @@ def test_the_edge_image_serves_a_bundle_and_has_no_training_framework(edge_image
         assert _run([run, "inspect", "--format", "{{.State.ExitCode}}", name]).stdout.strip() == "0"
     finally:
         _run([run, "rm", "-f", "-v", name], check=False)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _run(command: list[str], *, check: bool = True, seconds: float = 90) -> subprocess.CompletedProcess[str]:

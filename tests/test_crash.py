@@ -82,7 +82,8 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
     chain = Chain(tmp_path_factory.mktemp("chain"))
     yield chain
     chain.node.kill()
-    assert check_replies(chain.node, chain.memory) > 10
+    versions = check_replies(chain.node, chain.memory)
+    assert versions > 10 or chain.memory.drives < len(CASES) / 2, "hardly any reply was looked at"
 
 
 def draws(seed: int) -> list[tuple[str, int]]:

@@ -5,6 +5,7 @@ import contextlib
 import socket
 
 import pytest
+from ports import free_address
 from typer.testing import CliRunner
 
 from server.cli import app
@@ -37,9 +38,7 @@ async def test_a_hub_that_drains_is_not(hub):
 
 async def test_nothing_there_is_exit_code_one_and_a_sentence():
     """A closed port is no traceback: exit code 1 and what to look at."""
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{unused.getsockname()[1]}"
+    address = free_address()
 
     result = await _check("--server", address)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ports import free_address
 
 from prunewatch.client import Client, ServiceError
 from server.config import DetectorConfig
@@ -25,9 +25,7 @@ WRITE_SECONDS = 1.0  # that making points durable may take on a busy machine
 
 def started(root: Path, log: Path) -> tuple[subprocess.Popen[bytes], str]:
     """A server on a store, and its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = free_address()
     command = [sys.executable, "-c", "from server.cli import main; main()", "serve", "--store", str(root)]
     environment = {**os.environ, "PRUNEWATCH__HISTORY_FLUSH_SECONDS": str(FLUSH_SECONDS)}
     with log.open("wb") as file:

@@ -31,6 +31,7 @@ from pruning.structures import Structure
 from pruning.table import Table
 from pruning.update import updated
 
+pytestmark = pytest.mark.usefixtures("short_turns")  # bytes decide, or no time is short enough
 TRAINED = 150  # updates: enough for units to matter differently
 ROOMY = Budget(size_bytes=1 << 30, batch=16)
 

@@ -218,6 +218,7 @@ def test_other_networks_meet_a_budget_of_bytes(kind: str, monkeypatch: pytest.Mo
     assert plan.units.keys() == {group.name for group in prunable(parent.network)}
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_plan_holds_where_it_is_measured_again() -> None:
     """On this machine, for several limits at once, held against the parent in the same run: machines have moods."""

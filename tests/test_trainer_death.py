@@ -60,6 +60,7 @@ async def slow_end(client: Client, seconds: float) -> float:
     return float(np.percentile(times, 99))
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.promise("R9")
 async def test_a_trainer_that_is_killed_does_not_slow_scoring(node: Node) -> None:
