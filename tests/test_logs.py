@@ -120,6 +120,7 @@ def test_every_module_logs_below_prunewatch():
         if module != "logs" and (found := re.search(r"getLogger\((.*?)\)", text)):
             named[module] = found[1]
 
+    assert named.pop("interceptors") == '"prunewatch.audit"'
     assert len(named) > 20
     assert named == {module: f'"prunewatch.{module}"' for module in named}
 
