@@ -26,6 +26,8 @@ from server.edge import Edge, load_bundle
 QUICK = Retry(attempts=None, first_seconds=0.02, longest_seconds=0.1)
 SECOND = 1_000_000_000
 OK, WARMING_UP, LATE, DUPLICATE = 1, 2, 6, 7
+STREAM = ("bidi_stream", "prunewatch.v1.ScoringService", "ScoreStream")
+"""Labels of scoring streams in the metrics of calls."""
 
 
 def rows(n: int, seed: int = 0) -> np.ndarray:
@@ -460,7 +462,7 @@ async def test_many_names_begin_another_call(hub: Hub, client: Client) -> None:
     async with client.stream("pump") as stream:
         await stream.score(values, np.full(len(names), NOW), names)
         second = await stream.score(values[:4], np.full(4, NOW + SECOND), names[:4])
-        ended = hub.metrics.requests.labels("ScoringService/ScoreStream", "OK")._value.get()
+        ended = hub.metrics.calls_handled.labels(*STREAM, "OK").value
 
     assert hub.host.get("pump").accepted == len(names) + 4
     assert second.statuses.tolist() == [WARMING_UP] * 4
