@@ -29,7 +29,7 @@ def export(
     """
     root = store_path(store)
     require_hub("sqlalchemy", "pyarrow")
-    from server.archive import pack_bundle
+    from detectors.archive import pack_bundle
     from server.store import Store
 
     with Store.open(root, create=False) as opened:
