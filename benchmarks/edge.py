@@ -6,7 +6,7 @@ Parts, each a table in a module of its own; those that are not run keep their ta
              the start of the process to the first score over gRPC, and the sizes of the container images above their
              base, where podman or docker has them (docker build --target edge -t prunewatch:edge . and hub)
   arm64      the same bundles on another machine or architecture: are the scores the same? (edge_arm64.py)
-  runtimes   the same bundles in OpenVINO and LiteRT, whose environments are made under benchmarks/cache/ (not with --quick)
+  runtimes   the same bundles in OpenVINO and LiteRT, in environments under benchmarks/cache/ (made without --quick)
 
 Examples:
   python benchmarks/edge.py --quick --json edge.json
@@ -55,7 +55,7 @@ def _parts(args: argparse.Namespace) -> Iterator[tuple[str, Part]]:
             try:
                 match name:
                     case "footprint":
-                        yield name, edge_footprint.run(Path(folder), quick=args.quick)
+                        yield name, edge_footprint.run(Path(folder), quick=args.quick, images=not args.no_images)
                     case "runtimes":
                         yield name, edge_runtimes.run(Path(folder), quick=args.quick)
                     case _:
@@ -75,6 +75,7 @@ def main() -> None:
         default=edge_arm64.IMAGE,
         help=f"an edge image of the other architecture (default: {edge_arm64.IMAGE})",
     )
+    parser.add_argument("--no-images", action="store_true", help="leave container images out of the footprint")
     args = parser.parse_args()
     try:
         harness.publish("edge", run(args), args, signed=False)

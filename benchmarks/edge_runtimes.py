@@ -1,6 +1,6 @@
 """Bundles in runtimes that are not ONNX Runtime: do they give the same scores?
 
-OpenVINO reads the graph as it is; for LiteRT (TensorFlow Lite) onnx2tf converts it first. Each lives in an environment of
+OpenVINO reads the graph as it is; for LiteRT (TensorFlow Lite) onnx2tf converts it first. Each has an environment of
 its own, made once under benchmarks/cache/ (LiteRT's converter needs TensorFlow: two gigabytes).
 """
 

@@ -257,8 +257,8 @@ async def test_the_edge_image_scores_a_bundle_locked_down(edge_image, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-async def test_the_hub_image_fits_locked_down(hub_image):
-    """Read-only root and no rights: a detector is fitted by the trainer and scores; SIGTERM: exit code 0."""
+async def test_the_hub_image_fits_and_prunes_locked_down(hub_image):
+    """Read-only root and no rights: the trainer fits and prunes a detector, it scores; SIGTERM: exit code 0."""
     values = np.random.default_rng(0).normal(size=(400, 2)) + np.sin(np.arange(400) / 9)[:, None]
     stamps = time.time_ns() + (np.arange(400) - 400) * 10**9
 
@@ -266,8 +266,10 @@ async def test_the_hub_image_fits_locked_down(hub_image):
         async with Client(address) as client:
             fit = {"features": ["a", "b"], "stamps": stamps, "values": values}
             await client.wait_operation(await client.fit_upload("pump", **fit))
+            pruned = await client.wait_operation(await client.prune("pump", speedup=1.2, batch=64))
             scores = (await client.score("pump", values=values, series=["north"], ephemeral=True)).scores
 
+        assert pruned["outcome"] in {"adopted", "rejected"}
         assert np.isfinite(scores[-100:]).all()
         assert inside(name, "id", "-u") == "10001"
         assert "serves" in inside(name, "prunewatch", "healthcheck", "--config", "/etc/prunewatch/hub.yaml")

@@ -23,7 +23,8 @@ def export(
     """Write what serves on a device class into one file for `prunewatch edge`.
 
     A plain tar of the manifest and the step graph,
-    without what only training needs.
+    without what only training needs. Any ONNX runtime
+    can score with it: docs/bundles.md.
 
         prunewatch export pump --device-class pi4 --out pump.tar
     """
