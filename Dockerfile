@@ -21,7 +21,7 @@ RUN ["python", "-m", "venv", "--without-pip", "/opt/prunewatch"]
 FROM environment AS edge-environment
 COPY --from=wheel /tmp/wheels /tmp/wheels
 RUN python -m pip --python /opt/prunewatch/bin/python install --no-cache-dir --no-compile /tmp/wheels/*.whl
-# What a device never uses of what was installed, a third of it: ONNX Runtime's library for C (the extension for Python has
+# What a device never uses of what was installed, much of it: ONNX Runtime's library for C (the extension for Python has
 # its own copy) and its tools for models; numpy's tests, headers and bridges to compilers; what only type checkers read.
 # tests/test_container.py scores with what is left.
 # hadolint ignore=DL3003
@@ -31,7 +31,7 @@ RUN cd /opt/prunewatch/lib/python3*/site-packages \
  && find . -type d -name tests -prune -exec rm -rf {} + \
  && find . -type f \( -name '*.pyi' -o -name '*.pxd' -o -name '*.h' -o -name '*.proto' -o -name '*_tests.*.so' \) -delete
 # A read-only root can not take the bytecode that Python makes when it starts, and the official Python images have none of
-# the standard library: without this a start takes three times as long.
+# the standard library: without this most of a start is compiling.
 RUN PYTHONPYCACHEPREFIX=/opt/prunewatch/bytecode python -m compileall -q -x 'pygments/(lexers|styles)' \
       /opt/prunewatch/lib/python3*/site-packages \
  && PYTHONPYCACHEPREFIX=/opt/prunewatch/bytecode python -m compileall -q \
@@ -45,7 +45,7 @@ ARG TORCH_INDEX=""
 RUN python -m pip --python /opt/prunewatch/bin/python install --no-cache-dir torch==2.13.0 ${TORCH_INDEX:+--index-url "$TORCH_INDEX"}
 COPY --from=wheel /tmp/wheels /tmp/wheels
 RUN python -m pip --python /opt/prunewatch/bin/python install --no-cache-dir "$(ls /tmp/wheels/*.whl)[hub]"
-# A quarter of it is never used here: tests, headers, stubs, ONNX Runtime's library for C, tools for other model formats.
+# Much of it is never used here: tests, headers, stubs, ONNX Runtime's library for C, tools for other model formats.
 # hadolint ignore=DL3003
 RUN cd /opt/prunewatch/lib/python3*/site-packages \
  && rm -rf numpy/_core/include onnx/backend/test onnxruntime/capi/libonnxruntime.so* onnxruntime/quantization \

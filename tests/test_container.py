@@ -231,9 +231,10 @@ def assert_drains(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.promise("E4")
 @pytest.mark.timeout(1200)
 async def test_the_edge_image_scores_a_bundle_locked_down(edge_image, tmp_path):
-    """Read-only, no rights, 256 MB: an ordinary user, healthy, the scores of the bundle, no torch; SIGTERM: code 0."""
+    """Read-only, no rights, 256 MB: an ordinary user, the scores of the bundle, 130 MB at most, no torch; drains."""
     bundle, folder = ewma_bundle("pump"), tmp_path / "bundle"
     write_bundle(bundle, folder)
     pack_bundle(folder, bundle.hash, tmp_path / "pump.tar")
@@ -247,6 +248,7 @@ async def test_the_edge_image_scores_a_bundle_locked_down(edge_image, tmp_path):
 
         np.testing.assert_array_equal(scores, Detector(bundle).score(values).score)
         assert inside(name, "id", "-u") == "10001"
+        assert 1024 * int(re.search(r"VmHWM:\s+(\d+)", inside(name, "cat", "/proc/1/status"))[1]) <= 130e6
         assert inside(name, "prunewatch", "healthcheck") == f"{address} serves"
         search = f"import importlib.util as u; print([m for m in {HEAVY!r} if u.find_spec(m)])"
         assert inside(name, "python", "-c", search) == "[]"
