@@ -1,6 +1,7 @@
-# Two images from one file:
+# Two images from one file, for x86-64 and arm64:
 #   docker build --target hub  -t prunewatch:hub  .     scores, fits, prunes and keeps versions
 #   docker build --target edge -t prunewatch:edge .     scores one exported bundle; no torch, no store
+#   docker buildx build --platform linux/arm64 --target edge -t prunewatch:edge-arm64 .
 # Both run as uid 10001 and write nowhere but /data (and /tmp), so the root file system may be read-only.
 
 ARG BASE=python:3.11-slim-bookworm
@@ -19,7 +20,23 @@ RUN ["python", "-m", "venv", "--without-pip", "/opt/prunewatch"]
 
 FROM environment AS edge-environment
 COPY --from=wheel /tmp/wheels /tmp/wheels
-RUN python -m pip --python /opt/prunewatch/bin/python install --no-cache-dir /tmp/wheels/*.whl
+RUN python -m pip --python /opt/prunewatch/bin/python install --no-cache-dir --no-compile /tmp/wheels/*.whl
+# What a device never uses of what was installed, much of it: ONNX Runtime's library for C (the extension for Python has
+# its own copy) and its tools for models; numpy's tests, headers and bridges to compilers; what only type checkers read.
+# tests/test_container.py scores with what is left.
+# hadolint ignore=DL3003
+RUN cd /opt/prunewatch/lib/python3*/site-packages \
+ && rm -rf onnxruntime/capi/libonnxruntime.so* onnxruntime/backend onnxruntime/datasets onnxruntime/quantization \
+      onnxruntime/tools onnxruntime/transformers numpy/distutils numpy/f2py numpy/_core/include numpy/_core/lib \
+ && find . -type d -name tests -prune -exec rm -rf {} + \
+ && find . -type f \( -name '*.pyi' -o -name '*.pxd' -o -name '*.h' -o -name '*.proto' -o -name '*_tests.*.so' \) -delete
+# A read-only root can not take the bytecode that Python makes when it starts, and the official Python images have none of
+# the standard library: without this most of a start is compiling.
+RUN PYTHONPYCACHEPREFIX=/opt/prunewatch/bytecode python -m compileall -q -x 'pygments/(lexers|styles)' \
+      /opt/prunewatch/lib/python3*/site-packages \
+ && PYTHONPYCACHEPREFIX=/opt/prunewatch/bytecode python -m compileall -q \
+      -x '/(site-packages|dist-packages|test|tests|idlelib|lib2to3|tkinter|turtledemo|ensurepip|pydoc_data|distutils)/' \
+      "$(python -c 'import os; print(os.path.dirname(os.__file__))')"
 
 FROM environment AS hub-environment
 # torch first and by itself: the layer is large and stays when the sources change. Name an index when yours would give
@@ -28,6 +45,14 @@ ARG TORCH_INDEX=""
 RUN python -m pip --python /opt/prunewatch/bin/python install --no-cache-dir torch==2.13.0 ${TORCH_INDEX:+--index-url "$TORCH_INDEX"}
 COPY --from=wheel /tmp/wheels /tmp/wheels
 RUN python -m pip --python /opt/prunewatch/bin/python install --no-cache-dir "$(ls /tmp/wheels/*.whl)[hub]"
+# Much of it is never used here: tests, headers, stubs, ONNX Runtime's library for C, tools for other model formats.
+# hadolint ignore=DL3003
+RUN cd /opt/prunewatch/lib/python3*/site-packages \
+ && rm -rf numpy/_core/include onnx/backend/test onnxruntime/capi/libonnxruntime.so* onnxruntime/quantization \
+      onnxruntime/tools onnxruntime/transformers pyarrow/include pyarrow/*flight* torch/include torch/test \
+ && find torch/bin -type f ! -name torch_shm_manager -delete \
+ && find . -type d -name tests -prune -exec rm -rf {} + \
+ && find . -type f -name '*.pyi' -delete
 
 FROM ${BASE} AS runtime
 ARG VERSION=0.1.0
@@ -56,10 +81,12 @@ FROM runtime AS edge
 COPY --from=edge-environment /opt/prunewatch /opt/prunewatch
 # A port can only be published if the process listens on more than loopback. There is no TLS and no authentication yet,
 # so that has to be said out loud: publish to addresses that you trust only.
-ENV PRUNEWATCH__LISTEN=0.0.0.0:8001 \
+ENV PYTHONPYCACHEPREFIX=/opt/prunewatch/bytecode \
+    PRUNEWATCH__LISTEN=0.0.0.0:8001 \
     PRUNEWATCH__ADMIN=0.0.0.0:8002 \
     PRUNEWATCH__INSECURE=true
-HEALTHCHECK --interval=15s --timeout=10s --start-period=30s --retries=3 CMD ["prunewatch", "healthcheck"]
+# A check starts Python, half a second of a server's core: on a device not too often.
+HEALTHCHECK --interval=60s --timeout=20s --start-period=30s --retries=3 CMD ["prunewatch", "healthcheck"]
 ENTRYPOINT ["prunewatch", "edge"]
 CMD ["--bundle", "/data/bundle.tar"]
 

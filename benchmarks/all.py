@@ -36,6 +36,7 @@ BENCHMARKS = (
     "budgets",
     "lifecycle",
     "training_load",
+    "edge",
 )
 FROM_CELLS = ("detection", "explain", "pruning_grid", "importance", "budgets", "lifecycle", "poisoning")
 """Of these only the tables are made here, unless --quick is given."""

@@ -34,7 +34,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +46,7 @@ import scoring_metrics
 import scoring_peers
 import scoring_step
 import scoring_streams
+from parts import kept_parts, sections
 from scoring_client import Messages, free_ports, on_core, one_by_one, pipelined, two_cores
 from scoring_models import CACHE, SMALL, copied_store, fitted_store, served_graph
 from scoring_report import Part, table
@@ -57,7 +57,6 @@ USUAL = ("echo", "step", "peers", "streams", "metrics", "precision")
 PARTS = (*USUAL, "memory")
 SHOWN = ("peers", "echo", "step", "streams", "memory", "metrics", "precision")
 """Their order in the document."""
-PART = "<!-- part {} -->"
 
 
 def run(args: argparse.Namespace) -> harness.Result:
@@ -70,21 +69,12 @@ def run(args: argparse.Namespace) -> harness.Result:
     parts = dict(_parts(args, client_core, service_core))
     figures = {name: part.figures for name, part in parts.items()}
     ratios = {key: value for part in parts.values() for key, value in part.ratios.items()}
-    blocks = kept(args.docs) | {name: block(part, quick=args.quick) for name, part in parts.items()}
-    tables = [f"{PART.format(name)}\n{blocks[name]}" for name in SHOWN if name in blocks]
-    return harness.Result(figures, ratios, "\n\n".join(tables))
-
-
-def block(part: Part, *, quick: bool) -> str:
-    """A part as it stands in the document, with where it comes from."""
-    return f"**{part.title}**\n\n{part.table}\n\n{harness.origin(quick=quick)}"
+    return harness.Result(figures, ratios, sections(kept(args.docs), parts, SHOWN, quick=args.quick))
 
 
 def kept(document: Path) -> dict[str, str]:
     """Parts that stand in the document: those that do not run stay as they are."""
-    section = re.search(r"<!-- scoring:begin -->(.*)<!-- scoring:end -->", document.read_text("utf-8"), re.DOTALL)
-    pieces = re.split(PART.format(r"(\w+)"), section[1] if section else "")
-    return {name: text.strip() for name, text in zip(pieces[1::2], pieces[2::2], strict=True)}
+    return kept_parts(document, "scoring")
 
 
 def _parts(args: argparse.Namespace, client_core: int, core: int) -> Iterator[tuple[str, Part]]:

@@ -1,55 +1,5 @@
-"""A bundle as one file for a device: a plain tar of its manifest and graph, without what only training needs."""
+"""Bundles as one file, under the name that the service knows them by (`detectors.archive`)."""
 
-from __future__ import annotations
+from detectors.archive import load_bundle, pack_bundle, unpack_bundle
 
-import io
-import tarfile
-from pathlib import Path
-
-from detectors.bundle import GRAPH, MANIFEST, MAX_FILE_BYTES, Bundle, read_bundle
-from detectors.errors import CorruptBundleError, NotFoundError
-
-_MEMBERS = (MANIFEST, GRAPH)
-
-
-def pack_bundle(folder: Path, bundle_hash: str, out: Path) -> Bundle:
-    """Writes a verified bundle into the tar file `out`; the same bundle always gives the same bytes.
-
-    Raises:
-        CorruptBundleError: the bundle is not what its hash says; nothing is written.
-    """
-    bundle = read_bundle(folder, bundle_hash)
-    partial = out.with_name(f".{out.name}.partial")
-    with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as archive:
-        for name in _MEMBERS:
-            content = (folder / name).read_bytes()
-            entry = tarfile.TarInfo(name)
-            entry.size, entry.mode = len(content), 0o644
-            archive.addfile(entry, io.BytesIO(content))
-    partial.replace(out)
-    return bundle
-
-
-def unpack_bundle(archive_file: Path, folder: Path) -> None:
-    """Writes the files of a packed bundle into `folder`; verify them with `detectors.bundle.read_bundle`.
-
-    Only the two expected names are taken, as regular files: nothing in an archive decides where bytes go.
-
-    Raises:
-        NotFoundError: there is no such file.
-        CorruptBundleError: it is no packed bundle.
-    """
-    try:
-        with tarfile.open(archive_file, "r:") as archive:
-            for name in _MEMBERS:
-                entry = archive.getmember(name)
-                content = archive.extractfile(entry) if entry.isreg() and entry.size <= MAX_FILE_BYTES else None
-                if content is None:
-                    raise CorruptBundleError(f"its member {name} is no file of a bundle.", field=str(archive_file))
-                (folder / name).write_bytes(content.read())
-    except FileNotFoundError as error:
-        raise NotFoundError("there is no such file.", field=str(archive_file)) from error
-    except (tarfile.TarError, KeyError, OSError) as error:
-        raise CorruptBundleError(
-            "is not a packed bundle.", field=str(archive_file), hint="Make one with `prunewatch export`."
-        ) from error
+__all__ = ["load_bundle", "pack_bundle", "unpack_bundle"]

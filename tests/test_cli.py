@@ -16,9 +16,9 @@ from ports import free_address
 from rich.console import Console
 from serving import served
 
+from detectors.archive import unpack_bundle
 from detectors.bundle import GRAPH, read_bundle, write_bundle
 from detectors.errors import PrunewatchError
-from server.archive import unpack_bundle
 from server.cli import PANELS, main
 from server.commands.progress import lines, progress
 from server.config import DetectorConfig

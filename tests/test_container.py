@@ -8,15 +8,19 @@ import subprocess
 import tempfile
 import time
 import tomllib
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from graphs import ewma_bundle
 from ports import free_address
 
+from detectors.archive import pack_bundle
 from detectors.bundle import write_bundle
-from server.archive import pack_bundle
+from detectors.embedded import Detector
+from prunewatch.client import Client
 from server.commands.healthcheck import why_not_serving
 from server.config import load_settings
 
@@ -87,7 +91,8 @@ def test_the_edge_installs_the_base_and_the_hub_torch_first():
     edge = [arguments for word, arguments in found["edge-environment"] if word == "RUN"]
     hub = [arguments for word, arguments in found["hub-environment"] if word == "RUN"]
 
-    assert len(edge) == 1
+    assert " install " in edge[0]
+    assert not any(" install " in step for step in edge[1:])
     assert "[" not in edge[0]
     assert not any(name in edge[0] for name in HEAVY)
     assert "torch==2.13.0" in hub[0]
@@ -104,17 +109,44 @@ def test_the_settings_of_the_image_are_valid_and_keep_everything_on_the_volume()
     assert settings.store.is_relative_to("/data")
 
 
+COMPOSE = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
+
+
 def test_compose_publishes_to_this_machine_only():
     """Every published port of deploy/compose.yaml is bound to loopback, and every file it mounts exists."""
-    compose = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
-    scraped = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
-
-    for service in compose["services"].values():
+    for service in COMPOSE["services"].values():
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
         files = [volume.split(":")[0] for volume in service["volumes"] if volume.startswith("./")]
         assert all((ROOT / "deploy" / file).exists() for file in files)
-    assert compose["services"]["hub"]["build"]["target"] in stages()[0]
-    assert scraped["scrape_configs"][0]["static_configs"][0]["targets"] == ["hub:8002"]
+        assert service.get("build", {}).get("target", "hub") in stages()[0]
+
+
+def test_compose_has_a_hub_and_two_weak_edges_locked_down():
+    """Ours: read-only, no rights, time to drain. Edges: a part of a core, 256 MB, a bundle each."""
+    ours = {name: it for name, it in COMPOSE["services"].items() if it["image"].startswith("prunewatch:")}
+    edges = [it for it in ours.values() if it["image"] == "prunewatch:edge"]
+
+    assert len(edges) == 2
+    for service in ours.values():
+        assert service["read_only"]
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges"]
+        assert int(service["stop_grace_period"].removesuffix("s")) > load_settings(None).drain_seconds
+    assert all(0 < float(it["cpus"]) <= 1 and it["mem_limit"] == "256m" for it in edges)
+    assert len({it["command"][-1] for it in edges}) == 2
+
+
+def test_prometheus_asks_every_service_of_ours():
+    """deploy/prometheus/prometheus.yml names hub and edges as compose does, on the port of /metrics."""
+    scraped = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
+    ours = {name for name, it in COMPOSE["services"].items() if it["image"].startswith("prunewatch:")}
+    targets = {
+        target for job in scraped["scrape_configs"] for it in job.get("static_configs", ()) for target in it["targets"]
+    }
+    resolved = [it for job in scraped["scrape_configs"] for it in job.get("dns_sd_configs", ())]
+    targets |= {f"{name}:{it['port']}" for it in resolved for name in it["names"]}
+
+    assert {f"{name}:8002" for name in ours} <= targets
 
 
 def test_the_linter_is_content():
@@ -137,51 +169,113 @@ def engine() -> str:
     pytest.skip("no container tool on PATH (docker, or buildah and podman)")
 
 
-@pytest.fixture(scope="module")
-def edge_image() -> str:
-    """The edge image: `PRUNEWATCH_TEST_IMAGE` when it is set, else built here; skipped where neither can be."""
+def image(target: str, named: str) -> str:
+    """An image: the one that the variable `named` names, else built here; skipped where neither can be."""
     run = engine()
-    image = os.environ.get("PRUNEWATCH_TEST_IMAGE")
-    if image is None:
-        image = "prunewatch:test-edge"
+    tag = os.environ.get(named)
+    if tag is None:
+        tag = f"prunewatch:test-{target}"
         build = ["buildah", "bud", "--format", "docker", "--layers"] if run == "podman" else ["docker", "build"]
-        done = _run([*build, "--target", "edge", "-t", image, "."], check=False, seconds=900)
+        done = _run([*build, "--target", target, "-t", tag, "."], check=False, seconds=900)
         if done.returncode:
             pytest.skip(f"the image can not be built here: {done.stderr.strip().splitlines()[-1]}")
-    probe = _run([run, "run", "--rm", "--network", "host", image, "--help"], check=False)
+    probe = _run([run, "run", "--rm", "--network", "host", tag, "--help"], check=False)
     if probe.returncode:
         pytest.skip(f"{run} can not run containers here: {probe.stderr.strip().splitlines()[-1]}")
-    return image
+    return tag
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_the_edge_image_serves_a_bundle_and_has_no_training_framework(edge_image, tmp_path):
-    """With a read-only root and no rights: uid 10001, healthy, no torch, and SIGTERM ends it with exit code 0."""
+@pytest.fixture(scope="module")
+def edge_image() -> str:
+    """The edge image: `PRUNEWATCH_TEST_IMAGE` when it is set, else built here."""
+    return image("edge", "PRUNEWATCH_TEST_IMAGE")
+
+
+@pytest.fixture(scope="module")
+def hub_image() -> str:
+    """The hub image that `PRUNEWATCH_TEST_HUB_IMAGE` names: a build takes minutes and gigabytes."""
+    engine()
+    if "PRUNEWATCH_TEST_HUB_IMAGE" not in os.environ:
+        pytest.skip("PRUNEWATCH_TEST_HUB_IMAGE names no image (docker build --target hub)")
+    return image("hub", "PRUNEWATCH_TEST_HUB_IMAGE")
+
+
+RIGHTS = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
+
+
+@contextmanager
+def container(tag: str, *options: str):
+    """A container without rights and its gRPC address, once it serves."""
     run, name, address = engine(), f"prunewatch-test-{time.time_ns()}", free_address()
-    bundle, folder = ewma_bundle("pump"), tmp_path / "bundle"
-    write_bundle(bundle, folder)
-    pack_bundle(folder, bundle.hash, tmp_path / "pump.tar")
-    (tmp_path / "pump.tar").chmod(0o644)
-    rights = ["--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
-    given = ["-v", f"{tmp_path / 'pump.tar'}:/data/bundle.tar:ro", "-e", f"PRUNEWATCH__LISTEN={address}"]
-    admin = ["-e", f"PRUNEWATCH__ADMIN={free_address()}"]
-
-    _run([run, "run", "-d", "--name", name, "--network", "host", *rights, *given, *admin, edge_image])
+    addresses = ["-e", f"PRUNEWATCH__LISTEN={address}", "-e", f"PRUNEWATCH__ADMIN={free_address()}"]
+    _run([run, "run", "-d", "--name", name, "--network", "host", *RIGHTS, *addresses, *options, tag])
     try:
         end = time.monotonic() + 60
         while (problem := why_not_serving(address)) and time.monotonic() < end:
             time.sleep(0.5)
-
-        assert not problem
-        assert _run([run, "exec", name, "id", "-u"]).stdout.strip() == "10001"
-        assert _run([run, "exec", name, "prunewatch", "healthcheck"]).stdout.strip() == f"{address} serves"
-        search = f"import importlib.util as u; print([m for m in {HEAVY!r} if u.find_spec(m)])"
-        assert _run([run, "exec", name, "python", "-c", search]).stdout.strip() == "[]"
-        _run([run, "stop", "-t", "20", name])
-        assert _run([run, "inspect", "--format", "{{.State.ExitCode}}", name]).stdout.strip() == "0"
+        assert not problem, _run([run, "logs", name], check=False)
+        yield name, address
     finally:
         _run([run, "rm", "-f", "-v", name], check=False)
+
+
+def inside(name: str, *command: str) -> str:
+    """What a command prints in a container."""
+    return _run([engine(), "exec", name, *command]).stdout.strip()
+
+
+def assert_drains(name: str) -> None:
+    """SIGTERM ends it in its own time, with exit code 0."""
+    _run([engine(), "stop", "-t", "20", name])
+    assert _run([engine(), "inspect", "--format", "{{.State.ExitCode}}", name]).stdout.strip() == "0"
+
+
+@pytest.mark.slow
+@pytest.mark.promise("E4")
+@pytest.mark.timeout(1200)
+async def test_the_edge_image_scores_a_bundle_locked_down(edge_image, tmp_path):
+    """Read-only, no rights, 256 MB: an ordinary user, the scores of the bundle, 130 MB at most, no torch; drains."""
+    bundle, folder = ewma_bundle("pump"), tmp_path / "bundle"
+    write_bundle(bundle, folder)
+    pack_bundle(folder, bundle.hash, tmp_path / "pump.tar")
+    (tmp_path / "pump.tar").chmod(0o644)
+    values = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
+
+    given = ["-v", f"{tmp_path / 'pump.tar'}:/data/bundle.tar:ro", "--memory", "256m"]
+    with container(edge_image, *given) as (name, address):
+        async with Client(address) as client:
+            scores = (await client.score("pump", values=values, series=["north"], ephemeral=True)).scores
+
+        np.testing.assert_array_equal(scores, Detector(bundle).score(values).score)
+        assert inside(name, "id", "-u") == "10001"
+        assert 1024 * int(re.search(r"VmHWM:\s+(\d+)", inside(name, "cat", "/proc/1/status"))[1]) <= 130e6
+        assert inside(name, "prunewatch", "healthcheck") == f"{address} serves"
+        search = f"import importlib.util as u; print([m for m in {HEAVY!r} if u.find_spec(m)])"
+        assert inside(name, "python", "-c", search) == "[]"
+        compiled = "import http.client, server.edge as e; print(http.client.__cached__, e.__cached__)"
+        assert inside(name, "sh", "-c", f"ls $(python -c '{compiled}')").count(".pyc") == 2
+        assert_drains(name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_the_hub_image_fits_and_prunes_locked_down(hub_image):
+    """Read-only root and no rights: the trainer fits and prunes a detector, it scores; SIGTERM: exit code 0."""
+    values = np.random.default_rng(0).normal(size=(400, 2)) + np.sin(np.arange(400) / 9)[:, None]
+    stamps = time.time_ns() + (np.arange(400) - 400) * 10**9
+
+    with container(hub_image, "--tmpfs", "/tmp") as (name, address):
+        async with Client(address) as client:
+            fit = {"features": ["a", "b"], "stamps": stamps, "values": values}
+            await client.wait_operation(await client.fit_upload("pump", **fit))
+            pruned = await client.wait_operation(await client.prune("pump", speedup=1.2, batch=64))
+            scores = (await client.score("pump", values=values, series=["north"], ephemeral=True)).scores
+
+        assert pruned["outcome"] in {"adopted", "rejected"}
+        assert np.isfinite(scores[-100:]).all()
+        assert inside(name, "id", "-u") == "10001"
+        assert "serves" in inside(name, "prunewatch", "healthcheck", "--config", "/etc/prunewatch/hub.yaml")
+        assert_drains(name)
 
 
 def _run(command: list[str], *, check: bool = True, seconds: float = 90) -> subprocess.CompletedProcess[str]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from graphs import ewma_bundle
 
+from detectors.archive import pack_bundle, unpack_bundle
 from detectors.bundle import GRAPH, WEIGHTS, make_bundle, read_bundle, write_bundle
 from detectors.errors import (
     ConflictError,
@@ -19,7 +20,6 @@ from detectors.errors import (
     PreconditionError,
     StoreInUseError,
 )
-from server.archive import pack_bundle, unpack_bundle
 from server.config import Budget, DetectorConfig
 from server.describe import describe
 from server.jobs import cycle_job, fit_job

@@ -23,13 +23,14 @@ def export(
     """Write what serves on a device class into one file for `prunewatch edge`.
 
     A plain tar of the manifest and the step graph,
-    without what only training needs.
+    without what only training needs. Any ONNX runtime
+    can score with it: docs/bundles.md.
 
         prunewatch export pump --device-class pi4 --out pump.tar
     """
     root = store_path(store)
     require_hub("sqlalchemy", "pyarrow")
-    from server.archive import pack_bundle
+    from detectors.archive import pack_bundle
     from server.store import Store
 
     with Store.open(root, create=False) as opened:
