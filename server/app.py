@@ -22,6 +22,7 @@ from server.listener import Listener, Register, until_asked_to_stop
 from server.maintenance import Maintenance
 from server.metrics import Metrics
 from server.operations import OperationsServicer
+from server.page.hub import HubView
 from server.probation import Probations
 from server.progress import Operations
 from server.pruning_service import PruningServicer
@@ -84,7 +85,8 @@ class Hub:
         )
         self.scheduler = Scheduler(self.roster, self.maintenance, clock, monotonic)
         self.probations = Probations(self.roster, self.metrics, self.maintenance.published, clock)
-        self.listener = Listener(settings, self.metrics, self.host)
+        view = HubView(self.roster, self.operations, is_ready=lambda: self.listener.ready, clock=clock)
+        self.listener = Listener(settings, self.metrics, self.host, view)
         self._loops: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -97,10 +99,10 @@ class Hub:
         )
         self._loops = [asyncio.create_task(loop) for loop in loops]
         logger.info(
-            "serving %d detectors on %s, metrics on http://%s/metrics",
+            "serving %d detectors on %s, %s",
             len(self.host),
             self.settings.listen,
-            self.settings.admin,
+            f"the page on http://{self.settings.admin}/" if self.settings.page else "no page",
         )
 
     async def stop(self) -> None:

@@ -19,8 +19,11 @@ from server.host import Host
 from server.inference_service import inference_service
 from server.listener import Listener, until_asked_to_stop
 from server.metrics import Metrics
+from server.page.edge import EdgeView
 from server.scoring import scoring_service
 
+REMEMBERED = 50
+"""Anomalies that the page shows, the newest; nothing else keeps them here."""
 logger = logging.getLogger(__name__)
 
 
@@ -46,8 +49,11 @@ class Edge:
         self._settings = settings
         self._config = config or DetectorConfig()
         self.metrics = Metrics(registry or CollectorRegistry())
-        self.host = Host(self.metrics, ring_points=settings.ring_points)
-        self.listener = Listener(settings, self.metrics, self.host)
+        self.host = Host(self.metrics, ring_points=settings.ring_points, remember=REMEMBERED if settings.page else 0)
+        view = EdgeView(
+            self.host, bundle.manifest, bundle.size, bundle.hash, settings, is_ready=lambda: self.listener.ready
+        )
+        self.listener = Listener(settings, self.metrics, self.host, view)
 
     async def start(self) -> None:
         """Loads the bundle, then listens."""
