@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -63,9 +63,11 @@ class Recent:
         last.flagged += flagged
 
     def newest(self, limit: int = TICKS) -> list[Tick]:
-        """Copies of the last `limit` ticks, oldest first."""
-        skipped = max(len(self._ticks) - limit, 0)
-        return [Tick(it.began, it.score, it.points, it.flagged) for it in islice(self._ticks, skipped, None)]
+        """The last `limit` ticks, oldest first; none of them will change any more."""
+        ticks = list(islice(self._ticks, max(len(self._ticks) - limit, 0), None))
+        if ticks:
+            ticks[-1] = replace(ticks[-1])  # the only one that still takes points
+        return ticks
 
 
 def rate(ticks: list[Tick], now: float) -> float:

@@ -32,16 +32,17 @@ def test_points_without_a_score_count_and_draw_nothing() -> None:
 
 
 def test_the_ring_is_bounded_and_the_oldest_go() -> None:
-    """Whatever comes, no more than `TICKS` are held, and `newest` gives copies."""
+    """Whatever comes, no more than `TICKS` are held, and what `newest` gave stays as it was."""
     recent = Recent()
     for second in range(2 * TICKS):
         recent.take(second * SECOND, np.ones(1, np.float32), 0)
-    copies = recent.newest(3)
-    copies[-1].points = 99
+    given = recent.newest(3)
+    recent.take((2 * TICKS - 1) * SECOND, np.ones(9, np.float32), 0)
 
-    assert [it.began for it in copies] == [2 * TICKS - 3, 2 * TICKS - 2, 2 * TICKS - 1]
+    assert [it.points for it in given] == [1, 1, 1]
+    assert [it.began for it in given] == [2 * TICKS - 3, 2 * TICKS - 2, 2 * TICKS - 1]
     assert len(recent.newest()) == TICKS
-    assert recent.newest()[-1].points == 1
+    assert recent.newest()[-1].points == 10
 
 
 def test_a_clock_that_is_set_back_begins_a_new_tick() -> None:

@@ -23,7 +23,7 @@ from server.roster import Roster, shown_state
 
 DETECTORS = 200
 """That are shown at once, by name."""
-SPARKS = 120
+SPARKS = 90
 """Ticks of a card."""
 NEWEST = 10
 """Decisions and anomalies of all detectors."""

@@ -71,6 +71,7 @@ class Live:
     def shown(self, now: float) -> dict[str, Any]:
         """As JSON; `now` in seconds since the epoch."""
         per_second = rate(self.ticks, now)
+        first = self.ticks[0].began if self.ticks else 0.0
         return {
             "name": self.name,
             "network": self.network,
@@ -83,7 +84,8 @@ class Live:
             "series": self.series,
             "features": len(self.features or ()),
             "live": {
-                "seconds": [round(it.began, 1) for it in self.ticks],
+                "first_seconds": round(first, 1),
+                "seconds": [round(it.began - first, 1) for it in self.ticks],
                 "scores": [_drawn(it.score) for it in self.ticks],
                 "points": [it.points for it in self.ticks],
                 "anomalies": [it.flagged for it in self.ticks],

@@ -50,7 +50,7 @@ function scores(data) {
   }
   const drawn = chart(data, document.documentElement.clientWidth - 60), read = h("output", { class: "under" }, "The highest score of each second; triangles are anomalies.");
   drawn.addEventListener("pointermove", (event) => point(drawn, read, data, event));
-  return [heading, drawn, h("p", { class: "ends" }, when(live.seconds[0]), read, when(live.seconds.at(-1)))];
+  return [heading, drawn, h("p", { class: "ends" }, when(live.first_seconds), read, when(live.first_seconds + live.seconds.at(-1)))];
 }
 
 // Reads the nearest tick under the pointer.
@@ -61,7 +61,7 @@ function point(drawn, read, { live }, event) {
   const near = live.seconds.reduce((best, it, i) => (Math.abs(it - sought) < Math.abs(live.seconds[best] - sought) ? i : best), 0);
   drawn.querySelector(".pointer").setAttribute("d", `M${(8 + ((live.seconds[near] - first) / span) * inner).toFixed(1)} 0V220`);
   const flagged = live.anomalies[near] ? `, ${live.anomalies[near]} anomalies` : "";
-  read.textContent = `${new Date(live.seconds[near] * 1000).toLocaleTimeString("en-GB")}: ${number(live.scores[near])}, ${count(live.points[near])} points${flagged}`;
+  read.textContent = `${new Date((live.first_seconds + live.seconds[near]) * 1000).toLocaleTimeString("en-GB")}: ${number(live.scores[near])}, ${count(live.points[near])} points${flagged}`;
 }
 
 const measured = (bundle, device_class, batch) => {

@@ -96,12 +96,12 @@ export function scatter(frontier, served) {
   const { parent, points, budget } = frontier;
   const times = [parent.p50_seconds, ...points.map((it) => it.p50_seconds)], errors = [1, ...points.map((it) => it.error_ratio)];
   const limit = budget.p50_seconds ?? (budget.speedup ? parent.p50_seconds / budget.speedup : null);
-  const most = 1.06 * Math.max(...times, limit ?? 0);
+  const most = 1.06 * Math.max(...times, limit ?? 0), least = 0.85 * Math.min(...times, limit ?? Infinity);
   const low = Math.min(...errors), high = Math.max(...errors), room = 0.12 * (high - low) || 0.05;
-  const x = (it) => left + (it / most) * (width - left - right);
+  const x = (it) => left + ((it - least) / (most - least)) * (width - left - right);
   const y = (it) => height - bottom - ((it - low + room) / (high - low + 2 * room)) * (height - top - bottom);
-  const rows = [0, 1, 2, 3].map((i) => low + ((high - low) * i) / 3), columns = [0.25, 0.5, 0.75, 1].map((it) => it * most / 1.06);
-  const label = (px, py, text) => s("text", { class: "mark", x: px.toFixed(1), y: py.toFixed(1) }, text);
+  const rows = [0, 1, 2, 3].map((i) => low + ((high - low) * i) / 3), columns = [0.1, 0.4, 0.7, 0.95].map((it) => least + it * (most - least));
+  const label = (px, py, text, anchor) => s("text", { class: "mark", x: px.toFixed(1), y: py.toFixed(1), "text-anchor": anchor }, text);
   const title = `What ${frontier.name} can be pruned to on ${frontier.device_class}`;
   const told = `${points.length} children of version ${parent.version}; median time of a step from ${duration(Math.min(...times))} to ${duration(Math.max(...times))}, ` +
     `error from ${number(low)} to ${number(high)} times the parent's. The table below has all figures.`;
@@ -111,7 +111,7 @@ export function scatter(frontier, served) {
     s("path", { class: "axis", d: `M${left} ${top}V${height - bottom}H${width - right}` }),
     s("text", { class: "tick", x: width - right, y: height - 6, "text-anchor": "end" }, `median time of a step of ${frontier.batch} points`),
     s("text", { class: "tick", x: 4, y: 12 }, "error, times the parent's"),
-    limit ? [s("path", { class: "budget", d: `M${x(limit).toFixed(1)} ${top}V${height - bottom}` }), label(x(limit) + 4, top + 10, `budget ${duration(limit)}`)] : null,
+    limit ? [s("path", { class: "budget", d: `M${x(limit).toFixed(1)} ${top}V${height - bottom}` }), label(x(limit) + (x(limit) > width / 2 ? -5 : 5), top + 10, `budget ${duration(limit)}`, x(limit) > width / 2 ? "end" : "start")] : null,
     s("rect", { class: "parent", x: (x(parent.p50_seconds) - 5).toFixed(1), y: (y(1) - 5).toFixed(1), width: 10, height: 10 }),
     s("text", { class: "mark", x: x(parent.p50_seconds).toFixed(1), y: (y(1) + 19).toFixed(1), "text-anchor": "middle" }, "parent"),
     points.map((it, i) => [
