@@ -72,7 +72,7 @@ ENV PATH=/opt/prunewatch/bin:$PATH \
 USER 10001:10001
 WORKDIR /data
 VOLUME /data
-# gRPC, then HTTP with /metrics, /healthz and /readyz
+# gRPC, then HTTP with the page, /metrics, /healthz and /readyz
 EXPOSE 8001 8002
 # SIGTERM lets calls end (`drain_seconds`), writes what is buffered, and stops.
 STOPSIGNAL SIGTERM

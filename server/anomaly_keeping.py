@@ -98,6 +98,10 @@ class AnomalyBuffer:
         parts, self._parts, self._rows = list(self._parts), deque(), 0
         return parts
 
+    def waiting(self) -> list[Anomaly]:
+        """The same, oldest first, left where it is."""
+        return [anomaly for part in self._parts for anomaly in part]
+
     def put_back(self, parts: Sequence[Found]) -> None:
         """Returns what could not be written: it waits again, before what has come since."""
         self._parts.extendleft(reversed(parts))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, RowMapping, delete, select
 
 from server import rows, schema
 from server.anomalies import Anomaly
@@ -39,10 +39,12 @@ def find(connection: Connection, query: AnomalyQuery) -> list[Anomaly]:
         asked = asked.where(table.c.stamp < query.end)
     if query.before is not None:
         asked = asked.where(table.c.id < query.before)
-    return [
-        Anomaly(**{**row, "shares": tuple((name, share) for name, share in row["shares"])})
-        for row in connection.execute(asked).mappings()
-    ]
+    return [anomaly_of(row) for row in connection.execute(asked).mappings()]
+
+
+def anomaly_of(row: RowMapping) -> Anomaly:
+    """A row of the table."""
+    return Anomaly(**{**row, "shares": tuple((name, share) for name, share in row["shares"])})
 
 
 def _fields(anomaly: Anomaly) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from server.loop_readings import LoopReadings
 from server.maintenance import Maintenance
 from server.metrics import Metrics
 from server.operations import OperationsServicer
+from server.page.hub import HubView
 from server.probation import Probations
 from server.progress import Operations
 from server.pruning_service import PruningServicer
@@ -88,7 +89,8 @@ class Hub:
         )
         self.scheduler = Scheduler(self.roster, self.maintenance, clock, monotonic)
         self.probations = Probations(self.roster, self.metrics, self.maintenance.published, clock)
-        self.listener = Listener(settings, self.metrics, self.host)
+        view = HubView(self.roster, self.operations, is_ready=lambda: self.listener.ready, clock=clock)
+        self.listener = Listener(settings, self.metrics, self.host, view)
         self._loops: list[asyncio.Task[None]] = []
         for reading in (
             HostReadings(self.metrics, self.host, HUB, clock),
@@ -108,10 +110,10 @@ class Hub:
         )
         self._loops = [asyncio.create_task(loop) for loop in loops]
         logger.info(
-            "serving %d detectors on %s, metrics on http://%s/metrics",
+            "serving %d detectors on %s, %s",
             len(self.host),
             self.settings.listen,
-            self.settings.admin,
+            f"the page on http://{self.settings.admin}/" if self.settings.page else "no page",
         )
 
     async def stop(self) -> None:

@@ -17,10 +17,11 @@ from sqlalchemy import Connection, delete, select, update
 
 from detectors.errors import AlreadyExistsError, ConflictError, NotFoundError, PreconditionError
 from detectors.failpoints import failpoint
-from server import adoptions, etags, retention, rows, schema
+from server import adoptions, etags, overview_rows, retention, rows, schema
 from server.config import check_detector_name
+from server.gauge_rows import GaugeRows, read_gauge_rows
 from server.journal import Journal
-from server.overview import Overview, read_overview
+from server.overview_rows import Overview
 from server.records import (
     AdoptionRow,
     BundleRow,
@@ -217,6 +218,18 @@ class Catalog(Journal):
         with self._reading() as connection:
             return rows.facts(connection, name)
 
+    def overview(self, *, detectors: int, newest: int) -> Overview:
+        """All detectors at a glance, with the newest of what happened; see `server.overview_rows`."""
+        with self._reading() as connection:
+            return overview_rows.overview(connection, detectors=detectors, newest=newest)
+
+    def measurements_of(self, name: str) -> list[Measurement]:
+        """What has been measured of all bundles of a detector."""
+        table, bundles = schema.measurements, schema.bundles
+        query = select(table).where(table.c.bundle_hash.in_(select(bundles.c.hash).where(bundles.c.detector == name)))
+        with self._reading() as connection:
+            return [Measurement(**row) for row in connection.execute(query).mappings()]
+
     def insert(self, facts: DetectorFacts) -> None:
         """Adds a detector with its versions and what serves as they were; for catalogs that are rebuilt."""
         with self._writing() as connection:
@@ -252,10 +265,10 @@ class Catalog(Journal):
             raise NotFoundError(f"there is no bundle {bundle_hash[:12]!r}.", field="hash")
         return BundleRow(**row)
 
-    def overview(self) -> Overview:
+    def gauge_rows(self) -> GaugeRows:
         """All detectors at a glance."""
         with self._reading() as connection:
-            return read_overview(connection)
+            return read_gauge_rows(connection)
 
     # what serves
 

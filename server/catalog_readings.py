@@ -14,9 +14,9 @@ from detectors.errors import NotFoundError
 from server.anomaly_keeping import AnomalyQuery
 from server.bundle_readings import BundleFacts, Shown, Values, show_bundles
 from server.config import HUB, Budget
+from server.gauge_rows import FRUITLESS, GaugeRows
 from server.host_readings import times_of
 from server.metrics import Metrics
-from server.overview import FRUITLESS, Overview
 from server.records import DetectorState, Label, Measurement
 from server.roster import Roster
 from server.spans import Said
@@ -49,22 +49,22 @@ class CatalogReadings:
 
     def __call__(self) -> None:
         """Reads everything."""
-        overview = self._roster.catalog.overview()
-        shown = self._shown(overview)
+        rows = self._roster.catalog.gauge_rows()
+        shown = self._shown(rows)
         show_bundles(self._metrics, shown.values())
-        self._show_detectors(overview)
-        self._show_served(overview)
-        self._show_speed(overview, shown)
-        self._show_cycles(overview)
-        self._show_judged(overview)
+        self._show_detectors(rows)
+        self._show_served(rows)
+        self._show_speed(rows, shown)
+        self._show_cycles(rows)
+        self._show_judged(rows)
         usage = shutil.disk_usage(self._roster.store.root)
         self._metrics.store_free.replace({(): usage.free})
         self._metrics.store_size.replace({(): usage.total})
 
-    def _shown(self, overview: Overview) -> dict[tuple[str, str], Shown]:
+    def _shown(self, rows: GaugeRows) -> dict[tuple[str, str], Shown]:
         facts: dict[str, BundleFacts] = {}
         shown = {}
-        for it in overview.served:
+        for it in rows.served:
             known = self._facts.get(it.bundle_hash)
             if known is None:
                 try:
@@ -77,26 +77,26 @@ class CatalogReadings:
         self._facts = facts
         return shown
 
-    def _show_detectors(self, overview: Overview) -> None:
+    def _show_detectors(self, rows: GaugeRows) -> None:
         m = self._metrics
-        m.state.replace({(name, it): it == state for name, state, _ in overview.detectors for it in STATES})
-        m.frozen.replace({(name,): frozen for name, _, frozen in overview.detectors})
-        m.versions.replace({(name,): count for name, count in overview.versions.items()})
-        kept = {(name, label): 0.0 for name, _, _ in overview.detectors for label in LABELS}
-        m.labels_kept.replace({**kept, **overview.labels})
+        m.state.replace({(name, it): it == state for name, state, _ in rows.detectors for it in STATES})
+        m.frozen.replace({(name,): frozen for name, _, frozen in rows.detectors})
+        m.versions.replace({(name,): count for name, count in rows.versions.items()})
+        kept = {(name, label): 0.0 for name, _, _ in rows.detectors for label in LABELS}
+        m.labels_kept.replace({**kept, **rows.labels})
 
-    def _show_served(self, overview: Overview) -> None:
+    def _show_served(self, rows: GaugeRows) -> None:
         m = self._metrics
-        by_place = {(it.detector, it.device_class): it for it in overview.served}
+        by_place = {(it.detector, it.device_class): it for it in rows.served}
         m.version_created.replace({place: it.created for place, it in by_place.items()})
         m.pinned.replace({place: it.pinned for place, it in by_place.items()})
         m.error.replace({place: it.error for place, it in by_place.items() if it.error is not None})
         m.parent_parameters.replace({place: it.parent_parameters for place, it in by_place.items()})
         m.parent_bytes.replace({place: it.parent_bytes for place, it in by_place.items()})
 
-    def _show_speed(self, overview: Overview, shown: Mapping[tuple[str, str], Shown]) -> None:
+    def _show_speed(self, rows: GaugeRows, shown: Mapping[tuple[str, str], Shown]) -> None:
         m, budgets, graph_budgets = self._metrics, Values(), Values()
-        for name, _, _ in overview.detectors:
+        for name, _, _ in rows.detectors:
             for device_class in self._classes_of(name):
                 budget = self._roster.budget_of(device_class)
                 budgets |= {(name, device_class, quantile): it for quantile, it in times_of(budget).items()}
@@ -105,10 +105,10 @@ class CatalogReadings:
         m.budget.replace(budgets)
         m.budget_bytes.replace(graph_budgets)
         own, parents, headroom = Values(), Values(), Values()
-        for it in overview.served:
+        for it in rows.served:
             place, budget = (it.detector, it.device_class), self._roster.budget_of(it.device_class)
-            measured = newest(overview.measurements.get(it.bundle_hash, ()), it.device_class, budget.batch)
-            dense = newest(overview.measurements.get(it.parent_hash, ()), it.device_class, budget.batch)
+            measured = newest(rows.measurements.get(it.bundle_hash, ()), it.device_class, budget.batch)
+            dense = newest(rows.measurements.get(it.parent_hash, ()), it.device_class, budget.batch)
             for values, found in ((own, measured), (parents, dense)):
                 if found is not None:
                     values[*place, "0.5"], values[*place, "0.99"] = found.p50_seconds, found.p99_seconds
@@ -125,24 +125,24 @@ class CatalogReadings:
         except NotFoundError:  # it is just being made or deleted
             return []
 
-    def _show_cycles(self, overview: Overview) -> None:
+    def _show_cycles(self, rows: GaugeRows) -> None:
         m = self._metrics
-        m.cycle_ended.replace({(it.detector, it.device_class, it.outcome): it.last for it in overview.ended})
-        since = {(it.detector, it.device_class, outcome): 0.0 for it in overview.served for outcome in FRUITLESS}
+        m.cycle_ended.replace({(it.detector, it.device_class, it.outcome): it.last for it in rows.ended})
+        since = {(it.detector, it.device_class, outcome): 0.0 for it in rows.served for outcome in FRUITLESS}
         since |= {
             (it.detector, it.device_class, it.outcome): it.since_adoption
-            for it in overview.ended
+            for it in rows.ended
             if it.outcome in FRUITLESS
         }
         m.fruitless.replace(since)
-        m.rolled_back.replace(dict(overview.rolled_back))
+        m.rolled_back.replace(dict(rows.rolled_back))
 
-    def _show_judged(self, overview: Overview) -> None:
-        if overview.labels == self._labels and self._monotonic() < self._judged_at + JUDGED_SECONDS:
+    def _show_judged(self, rows: GaugeRows) -> None:
+        if rows.labels == self._labels and self._monotonic() < self._judged_at + JUDGED_SECONDS:
             return
-        self._judged_at, self._labels = self._monotonic(), overview.labels
+        self._judged_at, self._labels = self._monotonic(), rows.labels
         catalog, judged = self._roster.catalog, Values()
-        for name in sorted({detector for detector, _ in overview.labels}):
+        for name in sorted({detector for detector, _ in rows.labels}):
             anomalies = catalog.anomalies(AnomalyQuery(name))
             index: Index = np.arange(len(anomalies))
             stamps = np.array([it.stamp for it in anomalies], np.int64)

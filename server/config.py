@@ -286,7 +286,9 @@ class Settings(BaseSettings):
     listen: Address = "127.0.0.1:8001"
     """gRPC. An address that other machines can reach needs `tls` and `auth`, or `insecure: true` said out loud."""
     admin: Address = "127.0.0.1:8002"
-    """HTTP: /metrics, /healthz, /readyz. The same rule."""
+    """HTTP: the page, /metrics, /healthz, /readyz. The same rule."""
+    page: bool = True
+    """Show what is hosted to whoever can reach `admin`; false: only metrics and health are there."""
     store: Path = Path("prunewatch-store")
     """The folder with everything that must survive a restart."""
     insecure: bool = False

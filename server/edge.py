@@ -22,8 +22,11 @@ from server.inference_service import inference_service
 from server.listener import Listener, until_asked_to_stop
 from server.logs import set_up
 from server.metrics import Metrics
+from server.page.edge import EdgeView
 from server.scoring import scoring_service
 
+REMEMBERED = 50
+"""Anomalies that the page shows, the newest; nothing else keeps them here."""
 logger = logging.getLogger("prunewatch.edge")
 
 
@@ -51,8 +54,16 @@ class Edge:
         self._class = bundle.manifest.device_class
         self._budget = budget = settings.device_classes.get(self._class, Budget())
         self.metrics = Metrics(registry or CollectorRegistry(), times_of(budget).values(), role="edge")
-        self.host = Host(self.metrics, ring_points=settings.ring_points, budget=budget)
-        self.listener = Listener(settings, self.metrics, self.host)
+        self.host = Host(
+            self.metrics,
+            ring_points=settings.ring_points,
+            budget=budget,
+            remember=REMEMBERED if settings.page else 0,
+        )
+        view = EdgeView(
+            self.host, bundle.manifest, bundle.size, bundle.hash, settings, is_ready=lambda: self.listener.ready
+        )
+        self.listener = Listener(settings, self.metrics, self.host, view)
 
     async def start(self) -> None:
         """Loads the bundle, then listens."""

@@ -176,6 +176,15 @@ def read_frontier(store: Path, parent: str, batch: int) -> StoredFrontier | None
     return StoredFrontier(facts, tuple(weights), content.created_seconds)
 
 
+def glance_at_frontier(store: Path, parent: str, batch: int) -> StoredFrontier | None:
+    """The facts of a frontier, to be looked at: without its weights, wherever it was measured; None where it is not."""
+    try:
+        content = _facts(_folder(store, parent, batch))
+    except (OSError, ValueError, TypeError, RecursionError, ValidationError):
+        return None  # whoever builds from it says what is wrong with it
+    return StoredFrontier(content.facts, (), content.created_seconds)
+
+
 def require_sound(folder: Path) -> None:
     """Reads and verifies a frontier wherever it was measured; CorruptBundleError if it is damaged."""
     try:

@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from detectors.errors import NotFoundError
-from server.anomaly_keeping import AnomalyBook, AnomalyKeeper
+from server.anomalies import Anomaly
+from server.anomaly_keeping import AnomalyBook, AnomalyBuffer, AnomalyKeeper
 from server.config import Budget, DetectorConfig
 from server.hosted import HostedDetector
-from server.metrics import Metrics
+from server.metrics import DetectorMetrics, Metrics
 from server.series_file import SeriesFile
 from server.watchers import Watchers
 
@@ -24,6 +25,7 @@ class Host:
         clock: Nanoseconds since the epoch.
         book: Keeps anomalies for good; None: they are only announced.
         budget: What a step may cost here.
+        remember: Where nothing keeps anomalies, the newest of each detector that are held in memory to be looked at.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Host:
         clock: Callable[[], int] = time.time_ns,
         book: AnomalyBook | None = None,
         budget: Budget | None = None,
+        remember: int = 0,
     ) -> None:
         self.metrics = metrics
         self.watchers = Watchers(metrics.watch_dropped.inc)
@@ -43,6 +46,8 @@ class Host:
         self._ring_points = ring_points
         self._clock = clock
         self._budget = budget
+        self._remember = remember
+        self._remembered: dict[str, AnomalyBuffer] = {}
         self._detectors: dict[str, HostedDetector] = {}
 
     def __iter__(self) -> Iterator[HostedDetector]:
@@ -75,14 +80,13 @@ class Host:
     ) -> HostedDetector:
         """Begins to host a detector that learns; `shelf` is where its series go that there is no room for."""
         metrics = self.metrics.for_detector(name)
-        keeper, limit = self.anomalies, config.history.max_anomalies
         hosted = HostedDetector(
             name,
             config,
             ring_points=self._ring_points,
             metrics=metrics,
             watchers=self.watchers,
-            found=None if keeper is None else keeper.begin(name, limit, metrics.anomalies_dropped.inc),
+            found=self._buffer(name, config, metrics),
             features=features,
             clock=self._clock,
             budget=self._budget,
@@ -91,11 +95,25 @@ class Host:
         self._detectors[name] = hosted
         return hosted
 
+    def _buffer(self, name: str, config: DetectorConfig, metrics: DetectorMetrics) -> AnomalyBuffer | None:
+        """Where anomalies of a detector go."""
+        if self.anomalies is not None:
+            return self.anomalies.begin(name, config.history.max_anomalies, metrics.anomalies_dropped.inc)
+        if not self._remember:
+            return None
+        return self._remembered.setdefault(name, AnomalyBuffer(name, self._remember, lambda _lost: None))
+
+    def remembered(self, name: str) -> list[Anomaly]:
+        """Anomalies of a detector that are held in memory because nothing keeps them, newest first."""
+        buffer = self._remembered.get(name)
+        return [] if buffer is None else buffer.waiting()[::-1]
+
     def remove(self, name: str) -> None:
         """Hosts a detector no more."""
         if (hosted := self._detectors.pop(name, None)) is not None:
             hosted.deleted = True
             self.metrics.forget(name)
+            self._remembered.pop(name, None)
             if self.anomalies is not None:
                 self.anomalies.end(name)
 

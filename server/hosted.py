@@ -31,6 +31,7 @@ from server.keeping import HistoryBuffer, HistorySink, Kept, write
 from server.lasting import Lasting
 from server.learning import LEARNING_VERSION, learning
 from server.metrics import DetectorMetrics
+from server.recent import Recent
 from server.shadow import IDLE_SECONDS, Shadow, Verdict, compared
 from server.spans import Spans
 from server.step_times import StepTimes
@@ -117,6 +118,8 @@ class HostedDetector:
         self.accepted = 0
         """Points taken since this process began."""
         self.features: tuple[str, ...] | None = tuple(features) if features is not None else None
+        self.recent = Recent()
+        """The newest scores, for people to look at."""
         self.usage = Usage()
         """What the version that scores did with live points since it took over, until a probation would end ..."""
         self.before = Usage()
@@ -257,6 +260,7 @@ class HostedDetector:
         scored, flagged = outcome.scored, outcome.flagged
         anomalies = int(np.count_nonzero(flagged))
         self.metrics.count(scored.status, anomalies)
+        self.recent.take(self._clock(), scored.score, anomalies)
         if anomalies and not self.deleted:
             self._announce(outcome, names, index)
         if self.usage.points < self.config.probation.points:  # afterwards nobody asks

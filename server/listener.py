@@ -17,11 +17,12 @@ from detectors.errors import PreconditionError
 from server.admin import Admin
 from server.admission import Gate
 from server.background import SWITCH_SECONDS
-from server.config import Settings, split_address
+from server.config import Settings, is_loopback, split_address
 from server.host import Host
 from server.interceptors import Guard
 from server.layout import TOKENS
 from server.metrics import Metrics
+from server.page.site import PageSite, View
 from server.reflection import enable_reflection
 from server.security.certificates import Certificates, TlsFiles
 from server.security.gatekeeper import Gatekeeper
@@ -45,15 +46,18 @@ class Listener:
         settings: Addresses, limits, how long to drain.
         metrics: Of the process.
         host: Its gauges are refreshed for /metrics, as those of calls and streams are.
+        view: What the page on the admin address shows, where the settings want one.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, host: Host) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, host: Host, view: View) -> None:
         self._settings = settings
         self._host = host
         self._metrics = metrics
         self._health = health.aio.HealthServicer()
         self._ready = False
-        self._admin = Admin(metrics.registry, observe=self._observe, is_ready=lambda: self._ready)
+        any_host = not is_loopback(settings.admin)
+        site = PageSite(view, any_host=any_host) if settings.page else None
+        self._admin = Admin(metrics.registry, observe=self._observe, is_ready=lambda: self._ready, site=site)
         limit = settings.max_message_bytes
         self.gate = Gate(settings.max_calls, settings.max_streams, metrics.refused.inc)
         self.streams = Streams(settings.slow_reader_seconds, metrics.slow_readers.inc)

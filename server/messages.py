@@ -14,7 +14,7 @@ from server.config import PARENT, DetectorConfig
 from server.cycle_watch import CycleState
 from server.names import detector_name
 from server.records import VersionRow
-from server.roster import Entry
+from server.roster import Entry, shown_state
 from server.timestamps import timestamp
 
 STATES = {
@@ -32,11 +32,7 @@ def struct(fields: Mapping[str, Any]) -> struct_pb2.Struct:
 
 def detector_message(entry: Entry) -> detectors_pb.Detector:
     """A detector as it is now."""
-    state = entry.row.state
-    if state == "ready" and not entry.scores:  # published a moment ago, or it can not be loaded
-        state = "failed" if entry.problem else "fitting"
-    elif state == "ready" and entry.problem:
-        state = "failed"
+    state = shown_state(entry.row.state, entry.scores, entry.problem)
     return detectors_pb.Detector(
         name=detector_name(entry.row.name),
         config=config_message(entry.config, entry.row.features),

@@ -57,6 +57,11 @@ class Operations:
         rows = await asyncio.to_thread(self._catalog.list_operations, detector, limit)
         return [self._running.get(row.name, row) for row in rows]
 
+    @property
+    def running(self) -> list[OperationRow]:
+        """Those that have not ended, as they are now, oldest first."""
+        return [row for row in self._running.values() if row.state == "running"]
+
     async def wait(self, name: str, seconds: float | None) -> OperationRow:
         """One operation when it has ended, or as it is after `seconds`."""
         if (ended := self._ended.get(name)) is not None:

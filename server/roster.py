@@ -17,7 +17,7 @@ from server.host import Host
 from server.hosted import HostedDetector
 from server.loop_settings import Schedule, Triggers
 from server.metrics import Metrics
-from server.records import DetectorRow, Serving
+from server.records import DetectorRow, DetectorState, Serving
 from server.resume import newest_points
 from server.series_file import SeriesFile
 from server.shadow import Verdict
@@ -40,6 +40,21 @@ class Entry:
     problem: str
     from_configuration: bool
     etag: str
+
+
+def shown_state(state: DetectorState, scores: bool, problem: str) -> DetectorState:
+    """Where a detector stands: one that is `ready` in the catalog may not be loaded yet, or not be able to score.
+
+    Args:
+        state: In the catalog.
+        scores: Whether a version of it is loaded.
+        problem: Why it can not score; empty otherwise.
+    """
+    if state != "ready":
+        return state
+    if problem:
+        return "failed"
+    return "ready" if scores else "fitting"
 
 
 class Roster:

@@ -280,7 +280,7 @@ async def test_an_unknown_detector_is_not_found(pump: Hub, client: Client) -> No
 
 
 async def test_a_device_keeps_none_and_says_so(pump: Hub, client: Client) -> None:
-    """An edge scores and announces; asked for a list it answers UNIMPLEMENTED, and holds nothing in memory for it."""
+    """An edge scores and announces; asked for a list it answers UNIMPLEMENTED: all that it holds is for its page."""
     folder = pump.store.bundle_folder(pump.store.catalog.serving("pump", "hub").bundle_hash)
     edge = Edge(load_bundle(folder), hub_settings(Path("unused")))
     await edge.start()

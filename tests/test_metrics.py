@@ -191,13 +191,15 @@ def test_two_hubs_of_one_process_do_not_share_a_registry() -> None:
     [
         ("/healthz", "GET", 200),
         ("/readyz", "GET", 200),
-        ("/", "GET", 404),
+        ("/", "GET", 200),
+        ("/", "POST", 405),
+        ("/elsewhere", "GET", 404),
         ("/metrics", "POST", 405),
         ("/readyz", "HEAD", 200),
     ],
 )
 async def test_admin_pages(hub: Hub, path: str, method: str, status: int) -> None:
-    """The admin address answers GET on three pages and says where they are."""
+    """The admin address answers GET where something is, and says where."""
     assert (await get(hub, path, method))[0] == status
 
 

@@ -59,7 +59,7 @@ def edge(
     """Score on a device: one bundle, no training framework, no store.
 
     The bundle holds no threshold,
-    so that it can be chosen here.
+    so that it can be chosen here. A browser shows its scores: http://127.0.0.1:8002/, read-only.
 
         prunewatch edge --bundle pump.tar
         prunewatch edge --bundle pump.tar --false-alarm-rate 0.0001 --listen 127.0.0.1:9001

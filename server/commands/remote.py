@@ -19,11 +19,11 @@ from server.commands.feedback import Remark, shown
 from server.commands.frontier import Sought
 from server.commands.progress import Report
 from server.commands.prune import Asked
-from server.commands.report import choose, reported
 from server.config import load_detector_config, split_address
 from server.csv_input import Table, joined
 from server.loop_settings import Every
 from server.quantities import parse_duration
+from server.reports import choose, reported
 from server.scores_csv import Scores
 
 STREAM_ROWS = 512  # points a message

@@ -18,7 +18,7 @@ AdminOption = Annotated[
     str | None,
     typer.Option(
         metavar="HOST:PORT",
-        help="HTTP address of /metrics, /healthz and /readyz (default: 127.0.0.1:8002).",
+        help="HTTP address of the page, /metrics, /healthz and /readyz (default: 127.0.0.1:8002).",
         show_default=False,
     ),
 ]
@@ -29,7 +29,8 @@ def serve(
 ) -> None:
     """Run the hub: score points sent over gRPC, and keep the detectors inside their budgets.
 
-    Clients of Triton and KServe can score on the same address: a detector is a model, a sequence_id a series.
+    Clients of Triton and KServe can score on the same address: a detector is a model, a sequence_id a series. What it
+    hosts can be looked at in a browser: http://127.0.0.1:8002/, read-only.
 
     Settings come from the file, then from the environment (PRUNEWATCH__LISTEN=...), then from here. SIGTERM lets calls
     end before it stops.

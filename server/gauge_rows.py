@@ -64,7 +64,7 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class Overview:
+class GaugeRows:
     """The catalog at one moment.
 
     Attributes:
@@ -86,7 +86,7 @@ class Overview:
     labels: dict[tuple[str, str], int]
 
 
-def read_overview(connection: Connection) -> Overview:
+def read_gauge_rows(connection: Connection) -> GaugeRows:
     """Everything, inside a transaction that somebody has opened: a few queries, however many detectors there are."""
     detectors, versions, adoptions, labels = schema.detectors, schema.versions, schema.adoptions, schema.feedback
     states = select(detectors.c.name, detectors.c.state, detectors.c.frozen)
@@ -99,7 +99,7 @@ def read_overview(connection: Connection) -> Overview:
     )
     by_detector = select(versions.c.detector, func.count()).group_by(versions.c.detector)
     by_label = select(labels.c.detector, labels.c.label, func.count()).group_by(labels.c.detector, labels.c.label)
-    return Overview(
+    return GaugeRows(
         detectors=[(row.name, row.state, row.frozen) for row in connection.execute(states)],
         versions={row[0]: row[1] for row in connection.execute(by_detector)},
         served=served,
