@@ -16,6 +16,7 @@ from server.allocators import settle_allocators
 from server.config import HUB, Settings
 from server.detectors_service import DetectorServicer
 from server.feedback_service import FeedbackServicer
+from server.fleet.fleet import Fleet
 from server.host import Host
 from server.inference_service import inference_service
 from server.listener import Listener, Register, until_asked_to_stop
@@ -84,16 +85,18 @@ class Hub:
         )
         self.scheduler = Scheduler(self.roster, self.maintenance, clock, monotonic)
         self.probations = Probations(self.roster, self.metrics, self.maintenance.published, clock)
+        self.fleet = Fleet(settings, self.roster, self.metrics, clock=clock, monotonic=monotonic)
         self.listener = Listener(settings, self.metrics, self.host)
         self._loops: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Hosts what the store has, then listens."""
         await self.roster.load()
+        await self.fleet.start()
         await self.listener.start(self._services())
         loops = (
             *(self.maintenance.run(), self.scheduler.run(), self.probations.run()),
-            *(self._flush(), self._shelve(), self._tidy()),
+            *(self._flush(), self._shelve(), self._tidy(), self.fleet.run()),
         )
         self._loops = [asyncio.create_task(loop) for loop in loops]
         logger.info(
@@ -109,8 +112,10 @@ class Hub:
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
+        self.fleet.links.close()
         await self.listener.stop()
         await self.roster.learn_features()
+        await self.fleet.stop()
         await self.host.flush()
         await self.host.shelve()
         await self.scheduler.save()
@@ -123,6 +128,7 @@ class Hub:
         feedback = FeedbackServicer(self.roster)
         limit = self.settings.max_message_bytes
         return [
+            *self.fleet.services(),
             scoring_service(self.host, self.metrics, self.listener.streams),
             inference_service(self.host, self.metrics, self.listener, limit),
             (

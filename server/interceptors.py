@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 
 from detectors.errors import DeadlineError, InvalidInputError
-from server.admission import EXEMPT, Gate
+from server.admission import EXEMPT, OF_DEVICES, Gate
 from server.metrics import Metrics
 from server.statuses import GRPC_CODES, status_of, trailing_metadata
 
@@ -45,11 +45,13 @@ class Guard(grpc.aio.ServerInterceptor):
     Args:
         metrics: Counts calls by method and code, and times those that answer once.
         gate: Says whether one more may be let in.
+        device_gate: The same for what devices call.
     """
 
-    def __init__(self, metrics: Metrics, gate: Gate) -> None:
+    def __init__(self, metrics: Metrics, gate: Gate, device_gate: Gate | None = None) -> None:
         self._metrics = metrics
         self._gate = gate
+        self._device_gate = device_gate or gate
         self._wrapped: dict[str, Any] = {}
         self._refusing: dict[str, Any] = {}
 
@@ -66,13 +68,16 @@ class Guard(grpc.aio.ServerInterceptor):
             if handler is None:  # unknown method: gRPC answers UNIMPLEMENTED
                 return None
             wrapped = self._wrapped[method] = self._wrap(handler, method)
-        if method in self._refusing and self._gate.is_full(streaming=_is_streaming(wrapped)):
+        if method in self._refusing and self._gate_of(method).is_full(streaming=_is_streaming(wrapped)):
             return self._refusing[method]
         return wrapped
 
+    def _gate_of(self, method: str) -> Gate:
+        return self._device_gate if method.startswith(OF_DEVICES) else self._gate
+
     def _wrap(self, handler: Any, method: str) -> Any:
         label, streaming = _label(method), _is_streaming(handler)
-        gate = None if method.startswith(EXEMPT) else self._gate
+        gate = None if method.startswith(EXEMPT) else self._gate_of(method)
         if gate is not None:
             self._refusing[method] = _refusing(handler, _Calls(self._metrics, label), gate)
         behaviour: Behaviour = (

@@ -116,6 +116,24 @@ class Metrics:
         self.swaps = Counter(
             "prunewatch_swaps", "Versions that took over from another under running streams.", [DETECTOR], registry=r
         )
+        # Devices
+        self.devices = Gauge("prunewatch_devices", "Enrolled devices, connected or away.", [CLASS, "state"], registry=r)
+        self.rollouts = Gauge("prunewatch_rollouts", "Roll-outs that go on, by stage.", [CLASS, "state"], registry=r)
+        self.rollouts_ended = Counter(
+            "prunewatch_rollouts_ended", "Roll-outs that were completed or stopped.", [CLASS, "outcome"], registry=r
+        )
+        self.bundle_rejections = Counter(
+            "prunewatch_bundle_rejections",
+            "Releases that devices refused, or fell back from.",
+            [CLASS, "reason"],
+            registry=r,
+        )
+        self.field_points = Counter(
+            "prunewatch_field_points",
+            "Points that devices sent, by what became of them.",
+            [DETECTOR, "outcome"],
+            registry=r,
+        )
         self.detector_info = Gauge(
             "prunewatch_detector_info",
             "1 for what a device class serves.",

@@ -18,6 +18,7 @@ from detectors.errors import (
     ConflictError,
     CorruptBundleError,
     DeadlineError,
+    DeniedError,
     EndingError,
     ExhaustedError,
     InvalidInputError,
@@ -41,6 +42,7 @@ CODES: Mapping[type[PrunewatchError], int] = {
     ExhaustedError: code_pb2.RESOURCE_EXHAUSTED,
     CorruptBundleError: code_pb2.DATA_LOSS,
     DeadlineError: code_pb2.DEADLINE_EXCEEDED,
+    DeniedError: code_pb2.PERMISSION_DENIED,
     EndingError: code_pb2.UNAVAILABLE,
     PrunewatchError: code_pb2.INTERNAL,
 }
