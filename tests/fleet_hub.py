@@ -20,6 +20,7 @@ class Clock:
         self.now = NOW / 1e9
 
     def __call__(self) -> float:
+        """The time."""
         return self.now
 
 

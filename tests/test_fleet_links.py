@@ -316,12 +316,11 @@ async def _streams(hub: Hub, count: int) -> bool:
 
 async def test_a_hub_that_ends_says_so(tmp_path: Path) -> None:
     """Open links end with UNAVAILABLE, at once."""
-    async with fleet_hub(tmp_path) as hub:
-        async with operating(hub) as operator:
-            await offer(hub)
-            device = (await operator.connected("north"))[0]
-            hub.fleet.links.close()
-            assert await device.code() is grpc.StatusCode.UNAVAILABLE
+    async with fleet_hub(tmp_path) as hub, operating(hub) as operator:
+        await offer(hub)
+        device = (await operator.connected("north"))[0]
+        hub.fleet.links.close()
+        assert await device.code() is grpc.StatusCode.UNAVAILABLE
 
 
 # files
@@ -398,7 +397,7 @@ async def test_a_probe_reaches_the_devices_that_are_asked(hub: Hub, operator: Op
     await eventually(lambda: _probed(devices[0]))
     assert asked == 1
     assert devices[0].probes == [probe]
-    assert not (devices[1].probes or other.probes)
+    assert devices[1].probes == other.probes == []
     assert await devices[0].download(sha256) == graph
 
 

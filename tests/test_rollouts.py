@@ -105,7 +105,7 @@ class Class:
 
 
 async def test_some_more_all(hub: Hub, operator: Operator, clock: Clock) -> None:
-    """One canary, then a quarter, then all: each stage begins when every device of the one before has served so long."""
+    """One canary, then a quarter, then all: a stage begins when every device of the one before has served so long."""
     fleet = await Class.of(hub, operator)
     await offer(hub, 2)
     await fleet.runs({1: 7, 2: 1})
@@ -363,9 +363,9 @@ async def test_a_newer_version_takes_the_place_of_one_that_rolls_out(hub: Hub, o
 
 
 async def test_what_is_to_be_measured_waits(hub: Hub, operator: Operator) -> None:
-    """Nothing changes on any device until it was measured; what measures badly is stopped and the class serves the old."""
+    """Nothing changes on any device until it was measured; what measures badly is stopped, the class serves the old."""
     fleet = await Class.of(hub, operator)
-    hub.fleet.rollouts.needs_measuring = lambda detector, device_class, bundle: True
+    hub.fleet.rollouts.needs_measuring = lambda *_: True
     connected = frozenset(hub.fleet.links.connected())
     await offer(hub, 2)
     await hub.fleet.look()

@@ -118,6 +118,7 @@ class FieldPoints:
         self._host = host
         self._left: int | None = None
         """Rows up to this one were left by an earlier process, and may be in the history already."""
+        self._draining = asyncio.Lock()
         self._given: dict[str, list[InboxRow]] = {}
         """What a history has been given and could not make durable."""
 
@@ -134,6 +135,10 @@ class FieldPoints:
 
     async def _drain(self, hosted: HostedDetector) -> bool:
         """Some of one detector's; whether there may be more."""
+        async with self._draining:  # what two take at once would be there twice
+            return await self._moved(hosted)
+
+    async def _moved(self, hosted: HostedDetector) -> bool:
         if hosted.history is None or hosted.features is None:
             return True
         given = self._given.get(hosted.name)

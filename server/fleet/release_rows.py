@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
 
 from sqlalchemy import Connection, delete, func, select, update
 
@@ -43,10 +42,14 @@ def of_class(
     return None if row is None else LiveRelease(**row)
 
 
+EXPORTED = 0
+"""In place of the number of a roll-out: the release went into a file, and is meant for no device that is connected."""
+
+
 def issue(
     connection: Connection, detector: str, device_class: str, rollout: int | None, now: float, sign: Sign
 ) -> LiveRelease:
-    """Adds a release that replaces the live one of the class or roll-out.
+    """Adds a release that replaces the live one of the class or roll-out; one that is `EXPORTED` is never live.
 
     Counters follow the clock (and never go back): a hub that was restored from an old backup, or a detector that was
     deleted and made again, begins above whatever its devices have seen.
@@ -56,7 +59,7 @@ def issue(
     last = connection.execute(select(func.max(table.c.counter)).where(*same)).scalar() or 0
     release = sign(max(last + 1, int(now)))
     retire(connection, detector, device_class, rollout)
-    connection.execute(table.insert().values(**_fields(release), live=True))
+    connection.execute(table.insert().values(**asdict(release), live=rollout != EXPORTED))
     newest = select(table.c.counter).where(*same).order_by(table.c.counter.desc()).limit(KEPT)
     connection.execute(delete(table).where(*same, ~table.c.live, table.c.counter.not_in(newest)))
     return release
@@ -112,7 +115,3 @@ def version_of(connection: Connection, detector: str, device_class: str, counter
         table.c.detector == detector, table.c.device_class == device_class, table.c.counter == counter
     )
     return connection.execute(query).scalar() or 0
-
-
-def _fields(release: LiveRelease) -> dict[str, Any]:
-    return asdict(release)
