@@ -18,7 +18,7 @@ from server.metrics import BUCKETS, Metrics
 
 LABELS = {
     *("detector", "device_class", "status", "method", "code", "way"),
-    *("quantile", "kind", "trigger", "outcome", "state"),
+    *("quantile", "kind", "trigger", "outcome", "state", "reason"),
 }
 INFO_LABELS = {"version", "bundle", "network", "python", "onnxruntime"}
 
