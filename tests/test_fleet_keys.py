@@ -154,6 +154,27 @@ async def test_a_token_of_a_retired_key_is_refused(operator: Operator) -> None:
     assert len(device.trust.keys) == 2
 
 
+async def test_a_key_that_can_not_be_used_stops_releases_and_not_scoring(tmp_path: Path) -> None:
+    """The hub starts and scores; once the key is its owner's alone again, devices get what serves."""
+    async with fleet_hub(tmp_path) as hub, operating(hub) as operator:
+        await offer(hub)
+        (device,) = await operator.connected("north")
+        folder = hub.store.root / "keys"
+    for path in folder.glob("*.key"):
+        path.chmod(0o644)
+    async with fleet_hub(tmp_path) as hub, operating(hub) as operator:
+        await offer(hub, 2)
+        assert hub.host.get("pump").served.version == 2
+        for path in folder.glob("*.key"):
+            path.chmod(0o600)
+        await hub.fleet.settle()
+        again = Device(operator.channel, "north")
+        again.key, again.trust = device.key, device.trust
+        operator.devices.append(again)
+        await again.connect()
+        await eventually(lambda: _version(again, 2))
+
+
 # beside the hub
 
 

@@ -70,7 +70,7 @@ class Desired:
     def follow(self, name: str, connected: frozenset[str]) -> None:
         """Brings the releases of a detector up to date: with what serves, its settings, expiry and keys."""
         config = self._config_of(name)
-        if config is None:
+        if config is None or not self._concerns_devices(name, config):
             return
         with self._catalog.writing() as connection:
             if catalog_rows.find_detector(connection, name) is None:
@@ -85,6 +85,14 @@ class Desired:
                     self._let_go(connection, release)
                 elif not self._issuer.is_fresh(release):
                     self._issuer.again(connection, release)
+
+    def _concerns_devices(self, name: str, config: DetectorConfig) -> bool:
+        """Whether there is anything to write: most hubs have no devices, most detectors are for the hub alone."""
+        with self._catalog.reading() as connection:
+            devices = rows.count_devices(connection)
+            return any(devices.get(it) for it in config.device_classes if it != HUB) or bool(
+                release_rows.live(connection, name)
+            )
 
     def _follow_class(self, connection: Connection, serving: Serving, devices: int, connected: frozenset[str]) -> None:
         name, device_class = serving.detector, serving.device_class

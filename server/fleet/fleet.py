@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from detectors.errors import DeniedError, NotFoundError
+from detectors.errors import DeniedError, NotFoundError, PrunewatchError
 from prunewatch.v1 import devices_pb2_grpc, fleet_pb2_grpc
 from server.config import DetectorConfig, Settings
 from server.fleet.book import FleetBook
@@ -156,6 +156,8 @@ class Fleet:
                     await asyncio.to_thread(self.desired.follow, name, connected)
                 except NotFoundError:
                     continue  # it was deleted meanwhile
+                except PrunewatchError:  # a full disk, a key that can not be read: scoring goes on, others are followed
+                    logger.exception("what devices are to run of %s can not be said; it will be tried again", name)
             await asyncio.to_thread(self.desired.refresh)
             if tell:
                 self._tell()
