@@ -20,13 +20,14 @@ from server.fleet.files import Files
 from server.fleet.fleet_service import FleetServicer
 from server.fleet.intake import Intake, Known, Taken
 from server.fleet.issuing import Issuer
+from server.fleet.jury import View
 from server.fleet.keys import KeyFacts, Keys
 from server.fleet.limits import Brake, FieldLimit
 from server.fleet.links import KEYS_CHANGED, REMOVED, Links
 from server.fleet.presence import Presence
 from server.fleet.records import OPEN_STAGES, Device, RolloutRow
 from server.fleet.reports import ProbeReport, Report
-from server.fleet.rollouts import Rollouts, View
+from server.fleet.rollouts import Rollouts
 from server.listener import Register
 from server.metrics import Metrics
 from server.roster import Roster

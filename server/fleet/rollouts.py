@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from sqlalchemy import Connection, update
 
@@ -21,8 +21,8 @@ from server.catalog import Catalog
 from server.config import Budget, DetectorConfig
 from server.fleet import release_rows, rollout_rows, rows
 from server.fleet.issuing import Issuer
-from server.fleet.judging import Count, Tally, judge, tally, usual, wanted_devices
-from server.fleet.presence import Heard
+from server.fleet.judging import Tally, tally, wanted_devices
+from server.fleet.jury import Jury, View
 from server.fleet.records import OPEN_STAGES, LiveRelease, Member, RolloutRow
 from server.fleet_settings import Rollout
 from server.records import Serving
@@ -30,19 +30,6 @@ from server.records import Serving
 logger = logging.getLogger(__name__)
 SHOWN = 3
 """Devices that are named in a reason."""
-
-
-@dataclass(frozen=True)
-class View:
-    """Devices at one moment.
-
-    Attributes:
-        connected: Those whose link is open.
-        heard: What devices said last in this process.
-    """
-
-    connected: frozenset[str]
-    heard: Mapping[str, Heard]
 
 
 class Rollouts:
@@ -72,14 +59,10 @@ class Rollouts:
         """Asked with detector, class and bundle: whether canaries have to measure it first (`measured`)."""
         self._catalog = catalog
         self._issuer = issuer
-        self._config_of = config_of
-        self._budget_of = budget_of
         self._settings = settings
         self._clock = clock
         self._ended = ended
-        self._marks: dict[tuple[int, str], Count] = {}
-        """What a device had counted when it was first seen in a roll-out; after a restart it is seen anew."""
-        self._shares_before: dict[tuple[int, str], float] = {}
+        self._jury = Jury(config_of, budget_of, settings, clock)
 
     # what begins and ends them
 
@@ -192,7 +175,7 @@ class Rollouts:
         """Takes each to where it belongs; returns whether anything has changed for a device."""
         with self._catalog.reading() as connection:
             going_on = rollout_rows.going_on(connection)
-        self._forget({row.id for row in going_on})
+        self._jury.forget({row.id for row in going_on})
         changed = False
         for row in going_on:
             if row.stage != "measuring":
@@ -202,7 +185,7 @@ class Rollouts:
     def _look_at(self, row: RolloutRow, view: View) -> bool:
         with self._catalog.writing() as connection:
             serving = catalog_rows.find_serving(connection, row.detector, row.device_class)
-            members = self._judged(connection, row, view)
+            members = self._jury.judged(connection, row, view)
             heard = {name: it.at for name, it in view.heard.items()}
             summed = tally(members, heard, self._settings, self._clock())
             if serving is not None and serving.pinned:
@@ -291,59 +274,6 @@ class Rollouts:
     def _note(self, connection: Connection, row: RolloutRow, reason: str) -> None:
         if row.reason != reason:
             rollout_rows.change(connection, row.id, reason=reason)
-
-    # judging
-
-    def _judged(self, connection: Connection, row: RolloutRow, view: View) -> list[Member]:
-        """Where each device stands now."""
-        members = rollout_rows.members(connection, row.id)
-        budget, config = self._budget_of(row.device_class), self._config_of(row.detector)
-        shares = self._shares_of_mates(connection, row, view, {it.device for it in members})
-        judged = []
-        for member in members:
-            heard = view.heard.get(member.device)
-            served = heard.status.served.get(row.detector) if heard and heard.at >= member.asked else None
-            if member.state == "failed" or served is None:
-                judged.append(member)
-                continue
-            count = Count(served.points, served.flagged)
-            mine = self._since(row, member.device, count) if served.bundle == row.bundle_hash else Count(0, 0)
-            before = self._shares_before.get((row.id, member.device))
-            usually = usual(shares or ([] if before is None else [before]), config.false_alarm_rate)
-            verdict = judge(row, served, budget, self._settings, count=mine, usual_share=usually)
-            proven = (member.proven or self._clock()) if verdict.state == "serving" else None
-            now = replace(member, state=verdict.state, reason=verdict.reason, proven=proven)
-            if now != member:
-                rollout_rows.set_member(connection, row.id, now.device, now.state, reason=now.reason, proven=now.proven)
-            judged.append(now)
-        return judged
-
-    def _shares_of_mates(self, connection: Connection, row: RolloutRow, view: View, members: set[str]) -> list[float]:
-        """What share of their points the devices flag, since the roll-out began, that go on with what the class has."""
-        shares = []
-        for device in rows.list_devices(connection, row.device_class):
-            heard = view.heard.get(device.name)
-            served = heard.status.served.get(row.detector) if heard else None
-            if served is None or device.name in members:
-                continue
-            share = self._since(row, device.name, Count(served.points, served.flagged)).share
-            if share is not None:
-                shares.append(share)
-        return shares
-
-    def _since(self, row: RolloutRow, device: str, count: Count) -> Count:
-        key = row.id, device
-        before = self._marks.get(key)
-        if before is None or count.points < before.points:
-            self._marks[key] = count if before is None else Count(0, 0)
-            if before is None and count.share is not None:
-                self._shares_before[key] = count.share
-        return count.since(self._marks[key])
-
-    def _forget(self, going_on: set[int]) -> None:
-        for known in (self._marks, self._shares_before):
-            for key in [key for key in known if key[0] not in going_on]:
-                del known[key]
 
 
 def _open(row: RolloutRow) -> RolloutRow:
