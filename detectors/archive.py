@@ -5,16 +5,27 @@ from __future__ import annotations
 import io
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from detectors.bundle import GRAPH, MANIFEST, MAX_FILE_BYTES, Bundle, read_bundle
 from detectors.errors import CorruptBundleError, NotFoundError
 
+RELEASE = "release.json"
+"""A signed release of the bundle (`server.releases.Signed`), where the hub has keys: for devices that verify it."""
+KEY_SET = "keys.json"
+"""The set of keys that signed it, itself signed."""
 _MEMBERS = (MANIFEST, GRAPH)
 
 
-def pack_bundle(folder: Path, bundle_hash: str, out: Path) -> Bundle:
+def pack_bundle(folder: Path, bundle_hash: str, out: Path, statements: Mapping[str, bytes] | None = None) -> Bundle:
     """Writes a verified bundle into the tar file `out`; the same bundle always gives the same bytes.
+
+    Args:
+        folder: Where it lies.
+        bundle_hash: Its name.
+        out: The file.
+        statements: What is signed, by name (`RELEASE`, `KEY_SET`); after the bundle.
 
     Raises:
         CorruptBundleError: the bundle is not what its hash says; nothing is written.
@@ -22,8 +33,8 @@ def pack_bundle(folder: Path, bundle_hash: str, out: Path) -> Bundle:
     bundle = read_bundle(folder, bundle_hash)
     partial = out.with_name(f".{out.name}.partial")
     with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as archive:
-        for name in _MEMBERS:
-            content = (folder / name).read_bytes()
+        contents = {name: (folder / name).read_bytes() for name in _MEMBERS}
+        for name, content in {**contents, **(statements or {})}.items():
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(content), 0o644
             archive.addfile(entry, io.BytesIO(content))

@@ -75,6 +75,10 @@ class DeadlineError(PrunewatchError):
     """A call came too late to be begun: nobody waits for its answer any more."""
 
 
+class DeniedError(PrunewatchError):
+    """Whoever asks is not who it says, or may not do this."""
+
+
 class StoreInUseError(PreconditionError):
     """Another process holds the store."""
 

@@ -46,6 +46,8 @@ STEPS = {
     "swap.replayed": "the live series are replayed in the new version, the old one scores",
     "swap.flipped": "the new version scores",
     "probation.taken_back": "a version that misbehaved is rolled back, the host still scores it",
+    "reports.kept": "what a device has reported is durable, the device does not know yet",
+    "field.kept": "points of devices are in the history, and still in the inbox",
     "frontier.written": "all files of a frontier are durable beside its place",
     "frontier.renamed": "a frontier is in its place, which is not durable",
     "backup.before_rename": "a backup is written beside its place",

@@ -14,6 +14,8 @@ from detectors.errors import EndingError, OverloadedError, PrunewatchError
 
 EXEMPT = ("/grpc.health.", "/grpc.reflection.", "/inference.GRPCInferenceService/Server")
 """What asks whether this process lives, and what it offers."""
+OF_DEVICES = "/prunewatch.v1.DeviceService/"
+"""Has a gate of its own: links that are open for days take nobody's place, and nobody takes theirs."""
 LEAST_DELAY, LONGEST_DELAY = 0.05, 5.0
 SMOOTHING = 0.05
 
@@ -25,9 +27,17 @@ class Gate:
         max_calls: Calls that are answered once and have not been.
         max_streams: Streams that are open.
         refused: Told of each call that was refused.
+        keys: Settings that raise the limits.
     """
 
-    def __init__(self, max_calls: int, max_streams: int, refused: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        max_calls: int,
+        max_streams: int,
+        refused: Callable[[], None] = lambda: None,
+        keys: tuple[str, str] = ("max_calls", "max_streams"),
+    ) -> None:
+        self._keys = keys
         self._limits = {False: max_calls, True: max_streams}
         self._open = {False: 0, True: 0}
         self._refused = refused
@@ -62,7 +72,7 @@ class Gate:
         if self._is_closed:
             return EndingError("the server is about to end.", hint="Ask another one, or this one when it is back.")
         self._refused()
-        what, key = ("streams are open", "max_streams") if streaming else ("calls are running", "max_calls")
+        what, key = ("streams are open" if streaming else "calls are running"), self._keys[streaming]
         delay = min(max(self._seconds, LEAST_DELAY), LONGEST_DELAY) * random.uniform(1, 2)  # noqa: S311  (no secret)
         return OverloadedError(
             f"{self._limits[streaming]} {what} already.",

@@ -17,6 +17,7 @@ from server.catalog_readings import CatalogReadings
 from server.config import HUB, Settings
 from server.detectors_service import DetectorServicer
 from server.feedback_service import FeedbackServicer
+from server.fleet.fleet import Fleet
 from server.host import Host
 from server.host_readings import HostReadings, times_of
 from server.inference_service import inference_service
@@ -90,6 +91,7 @@ class Hub:
         self.scheduler = Scheduler(self.roster, self.maintenance, clock, monotonic)
         self.probations = Probations(self.roster, self.metrics, self.maintenance.published, clock)
         view = HubView(self.roster, self.operations, is_ready=lambda: self.listener.ready, clock=clock)
+        self.fleet = Fleet(settings, self.roster, self.metrics, clock=clock, monotonic=monotonic)
         self.listener = Listener(settings, self.metrics, self.host, view)
         self._loops: list[asyncio.Task[None]] = []
         for reading in (
@@ -103,10 +105,11 @@ class Hub:
     async def start(self) -> None:
         """Hosts what the store has, then listens."""
         await self.roster.load()
+        await self.fleet.start()
         await self.listener.start(self._services())
         loops = (
             *(self.maintenance.run(), self.scheduler.run(), self.probations.run()),
-            *(self._flush(), self._shelve(), self._tidy()),
+            *(self._flush(), self._shelve(), self._tidy(), self.fleet.run()),
         )
         self._loops = [asyncio.create_task(loop) for loop in loops]
         logger.info(
@@ -122,8 +125,10 @@ class Hub:
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
+        self.fleet.links.close()
         await self.listener.stop()
         await self.roster.learn_features()
+        await self.fleet.stop()
         await self.host.flush()
         await self.host.shelve()
         await self.scheduler.save()
@@ -137,6 +142,7 @@ class Hub:
         feedback = FeedbackServicer(self.roster)
         limit = self.settings.max_message_bytes
         return [
+            *self.fleet.services(),
             scoring_service(self.host, self.metrics, self.listener.streams),
             inference_service(self.host, self.metrics, self.listener, limit),
             (

@@ -1,7 +1,8 @@
 """A store as one file, taken while a server works on it.
 
 A backup is a plain tar: the files of the store, then `backup.json` with the length and sha256 of each. One that ends
-early lacks it and is refused. Latency tables and frontiers are left out: they
+early lacks it and is refused. Signing keys are in it, so that devices know the hub again that is made of it; then
+only its owner may read the file. Latency tables and frontiers are left out: they
 are of one machine and are made again. So is the state of series: it goes on from the history.
 """
 
@@ -24,7 +25,7 @@ from detectors.bundle import fsync_folder, read_bundle
 from detectors.errors import AlreadyExistsError, CorruptBundleError, ExhaustedError, NotFoundError
 from detectors.failpoints import failpoint
 from server.catalog_check import look_into, open_read_only
-from server.layout import BUNDLES, CATALOG, FRONTIERS, LOCK, QUARANTINE, SERIES, STAGING, TABLES
+from server.layout import BUNDLES, CATALOG, FRONTIERS, KEYS, LOCK, QUARANTINE, SERIES, STAGING, TABLES
 
 CONTENTS = "backup.json"
 SCHEMA_VERSION = 1
@@ -102,6 +103,8 @@ def _write(root: Path, partial: Path) -> Contents:
         _copy_catalog(root / CATALOG, catalog)
         named = look_into(catalog)
         with partial.open("wb") as file:
+            if (root / KEYS).is_dir():
+                partial.chmod(0o600)
             with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
                 entries[CATALOG] = _add(archive, CATALOG, catalog.read_bytes())
                 for path in (*_bundle_files(root, sorted(named.bundles)), *_others(root)):

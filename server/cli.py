@@ -17,12 +17,14 @@ from server.commands.backup import backup, restore
 from server.commands.bench import bench
 from server.commands.credentials import with_credentials
 from server.commands.cycles import cycles
+from server.commands.devices import device_classes, devices, rollouts
 from server.commands.doctor import doctor
 from server.commands.edge import edge, export
 from server.commands.feedback import feedback, maintenance
 from server.commands.fit import fit
 from server.commands.frontier import frontier
 from server.commands.healthcheck import healthcheck
+from server.commands.keys import keys
 from server.commands.plot import plot
 from server.commands.prune import prune
 from server.commands.report import report
@@ -42,6 +44,7 @@ INTERRUPTED = 130
 PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
     "Detect": (fit, tune, score, plot, anomalies, series, feedback, maintenance, show),
     "Shrink": (prune, frontier, cycles, simulate, report, rollback, pin, unpin, freeze, unfreeze, delete),
+    "Devices": (devices, device_classes, rollouts, keys),
     "Run": (serve, validate, bench, doctor, backup, restore, healthcheck, edge, export, demo),
 }
 

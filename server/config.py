@@ -21,6 +21,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from detectors.bundle import NAME_PATTERN
 from detectors.errors import InvalidInputError, NotFoundError
 from server.complaints import as_input_error, nearest
+from server.fleet_settings import FleetSettings
 from server.loop_settings import ParentGate, Probation, Schedule, Section, Triggers, VersionRetention
 from server.quantities import Bytes, Seconds
 from server.security.principals import Scope
@@ -320,6 +321,8 @@ class Settings(BaseSettings):
     """Fits and cycles that may run at once, never two of one detector. Each keeps a core busy."""
     trainer_memory: Bytes | None = Field(default=None, ge=64 << 20)
     """Data that one of them may hold; None: no limit. One that needs more fails, and nothing else does."""
+    fleet: FleetSettings = FleetSettings()
+    """Devices: how many, how new versions reach them, what they may send."""
     history_flush_seconds: Seconds = 5.0
     """How often points seen are made durable; a crash loses at most so much history."""
     series_checkpoint_seconds: Seconds = 60.0

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from detectors.archive import unpack_bundle
 from detectors.bundle import MANIFEST, Bundle, read_bundle
 from detectors.served import Served
 from server.allocators import settle_allocators
-from server.archive import unpack_bundle
 from server.bundle_readings import BundleFacts, Shown, show_bundles
 from server.config import Budget, DetectorConfig, Settings, load_settings
 from server.host import Host

@@ -349,6 +349,29 @@ class HostedDetector:
             if self.history is not None:
                 await in_background(self.history.add_points, stamps, values)
 
+    async def keep_field(self, parts: Sequence[Kept], *, again: bool = False) -> bool:
+        """Keeps points that devices have seen beside those that were streamed here.
+
+        Args:
+            parts: Them.
+            again: They have been given before, and were not durable then.
+
+        Returns:
+            Whether they are durable; where not (a full disk, features not known yet) they are to be given again.
+        """
+        async with self._writing:
+            sink = None if self.deleted else self.history
+            if sink is None:
+                return False
+            try:
+                await (in_background(sink.flush) if again else in_background(write, parts, sink, _untold))
+            except OSError:
+                self._buffer.stalled = True
+                logger.exception("points of devices for %s could not be written; it will be tried again", self.name)
+                return False
+        self.accepted += sum(len(part.stamps) for part in parts)
+        return True
+
     def observe(self) -> None:
         """Refreshes the gauges."""
         if (scorer := self._scorer) is not None:
@@ -541,3 +564,7 @@ def _muted(outcome: Outcome, maintained: NDArray[np.bool_]) -> Outcome:
     if not len(muted):
         return outcome
     return replace(outcome, flagged=outcome.flagged & ~maintained, muted=muted)
+
+
+def _untold(_scores: FloatArray) -> None:
+    """Scores of devices are not counted among those of here: devices choose what they send."""

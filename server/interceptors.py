@@ -15,14 +15,14 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from detectors.errors import DeadlineError, InvalidInputError
-from server.admission import EXEMPT, Gate
+from detectors.errors import DeadlineError, DeniedError, InvalidInputError
+from server.admission import EXEMPT, OF_DEVICES, Gate
 from server.logs import REQUEST_ID, of_request, request_id
 from server.metrics import Metrics
 from server.metrics.calls import MethodMetrics
 from server.security.gatekeeper import HINT, Gatekeeper
 from server.security.policy import OPEN, required
-from server.security.principals import DeniedError, Principal, UnauthenticatedError
+from server.security.principals import Principal, UnauthenticatedError
 from server.statuses import GRPC_CODES, status_of, trailing_metadata
 
 Behaviour = Callable[[Any, Any], Any]
@@ -65,12 +65,16 @@ class Guard(grpc.aio.ServerInterceptor):
     Args:
         metrics: Counts calls by method and code, and times them.
         gate: Says whether one more may be let in.
+        device_gate: The same for what devices call.
         keeper: Says who calls and whether that one may; None: whoever calls may.
     """
 
-    def __init__(self, metrics: Metrics, gate: Gate, keeper: Gatekeeper | None = None) -> None:
+    def __init__(
+        self, metrics: Metrics, gate: Gate, device_gate: Gate | None = None, keeper: Gatekeeper | None = None
+    ) -> None:
         self._metrics = metrics
         self._gate = gate
+        self._device_gate = device_gate or gate
         self._keeper = keeper
         self._wrapped: dict[str, Any] = {}
         self._refusing: dict[str, Any] = {}
@@ -90,7 +94,7 @@ class Guard(grpc.aio.ServerInterceptor):
             if handler is None:  # unknown method: gRPC answers UNIMPLEMENTED
                 return None
             wrapped = self._wrapped[method] = self._wrap(handler, method)
-        if method in self._refusing and self._gate.is_full(streaming=_is_streaming(wrapped)):
+        if method in self._refusing and self._gate_of(method).is_full(streaming=_is_streaming(wrapped)):
             return self._refusing[method]
         caller, metadata = Caller(), handler_call_details.invocation_metadata
         _caller.set(caller)  # for the handler, which is run by this task
@@ -115,9 +119,12 @@ class Guard(grpc.aio.ServerInterceptor):
         calls = _Calls(MethodMetrics(self._metrics, method, handler), method)
         return getattr(grpc, _kind(handler))(calls.coroutine(refuse))
 
+    def _gate_of(self, method: str) -> Gate:
+        return self._device_gate if method.startswith(OF_DEVICES) else self._gate
+
     def _wrap(self, handler: Any, method: str) -> Any:
         metrics, streaming = MethodMetrics(self._metrics, method, handler), _is_streaming(handler)
-        gate = None if method.startswith(EXEMPT) else self._gate
+        gate = None if method.startswith(EXEMPT) else self._gate_of(method)
         if gate is not None:
             self._refusing[method] = _refusing(handler, _Calls(metrics, method), gate)
         keeper = self._keeper if required(method) is not OPEN else None

@@ -239,6 +239,18 @@ class Journal:
     # transactions
 
     @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A consistent view, for modules that have tables of their own (`server.fleet`)."""
+        with self._reading() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """One durable transaction, the same."""
+        with self._writing() as connection:
+            yield connection
+
+    @contextmanager
     def _reading(self) -> Iterator[Connection]:
         """A consistent view."""
         with self._engine.begin() as connection:

@@ -60,10 +60,12 @@ class Listener:
         self._admin = Admin(metrics.registry, observe=self._observe, is_ready=lambda: self._ready, site=site)
         limit = settings.max_message_bytes
         self.gate = Gate(settings.max_calls, settings.max_streams, metrics.refused.inc)
+        places = settings.fleet.max_devices  # for the link of each, and a download
+        self.device_gate = Gate(settings.max_calls, 2 * places, metrics.refused.inc, ("max_calls", "fleet.max_devices"))
         self.streams = Streams(settings.slow_reader_seconds, metrics.slow_readers.inc)
         self.certificates = certificates_of(settings)
         self._server = grpc.aio.server(
-            interceptors=[Guard(metrics, self.gate, keeper_of(settings))],
+            interceptors=[Guard(metrics, self.gate, self.device_gate, keeper_of(settings))],
             options=[
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", limit),
@@ -138,8 +140,9 @@ class Listener:
         self._host.watchers.close()
         self.streams.end()
         self.gate.close()
+        self.device_gate.close()
         end = time.monotonic() + self._settings.drain_seconds
-        while not self.gate.is_idle and time.monotonic() < end:  # noqa: ASYNC110  (an event would cost every call)
+        while not (self.gate.is_idle and self.device_gate.is_idle) and time.monotonic() < end:  # noqa: ASYNC110  (an event would cost every call)
             await asyncio.sleep(LOOK_SECONDS)
         await asyncio.sleep(LAST_SECONDS)
         await self._server.stop(0)

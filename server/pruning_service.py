@@ -146,11 +146,11 @@ class PruningServicer(PruningServiceServicer):
 
     def _known_class(self, asked: str) -> str:
         device_class = asked or HUB
-        if device_class not in self._roster.settings.device_classes:
+        if device_class not in self._roster.device_classes:
             raise InvalidInputError(
                 f"there is no device class {device_class[:80]!r}.",
                 field="device_class",
-                hint=f"The server knows: {', '.join(self._roster.settings.device_classes)}.",
+                hint=f"The server knows: {', '.join(self._roster.device_classes)}.",
             )
         return device_class
 

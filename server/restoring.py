@@ -17,7 +17,7 @@ from detectors.errors import NotFoundError, PreconditionError
 from detectors.failpoints import failpoint
 from server.backup import CONTENTS, SCHEMA_VERSION, Contents, Entry
 from server.catalog_check import Named, look_into
-from server.layout import BUNDLES, CATALOG, LOCK, STAGING
+from server.layout import BUNDLES, CATALOG, KEYS, LOCK, STAGING
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}(/[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}){0,4}")
 """Of a member: no `..`, nothing absolute, nothing hidden."""
@@ -111,6 +111,8 @@ def _extract(archive: tarfile.TarFile, folder: Path) -> tuple[dict[str, Entry], 
             contents = Contents.model_validate_json(content.read())
         else:
             found[name] = _write(folder / name, content)
+            if top == KEYS:
+                (folder / name).chmod(0o600)
     return found, contents
 
 

@@ -61,12 +61,13 @@ def _kept(connection: Connection, name: str, keep: int) -> set[int]:
 
 
 def _used(connection: Connection, name: str) -> set[int]:
-    """Versions that serve, would serve after a roll back, or are on probation."""
-    serving, adoptions = schema.serving, schema.adoptions
+    """Versions that serve, would serve after a roll back, are on probation, or that devices are to run."""
+    serving, adoptions, releases = schema.serving, schema.adoptions, schema.releases
     on_probation = [adoptions.c.detector == name, adoptions.c.state == "probation"]
     queries = [
         select(serving.c.version, serving.c.previous_version).where(serving.c.detector == name),
         select(adoptions.c.version, adoptions.c.previous_version).where(*on_probation),
+        select(releases.c.version).where(releases.c.detector == name, releases.c.live),
     ]
     found = [version for query in queries for row in connection.execute(query) for version in row]
     return {version for version in found if version is not None}

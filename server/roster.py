@@ -13,6 +13,8 @@ from detectors.served import Served
 from server.catalog import Catalog
 from server.config import HUB, Budget, DetectorConfig, Settings, load_detector_config
 from server.etags import etag_of
+from server.fleet.classes import made_classes
+from server.fleet.field_points import field_series
 from server.host import Host
 from server.hosted import HostedDetector
 from server.loop_settings import Schedule, Triggers
@@ -71,6 +73,8 @@ class Roster:
         self.store = store
         self.host = host
         self.settings = settings
+        self.device_classes: dict[str, Budget] = dict(settings.device_classes)
+        """What each class can afford: those of the settings, and after `load` those that were made over the API."""
         self._metrics = metrics
         self._configs: dict[str, DetectorConfig] = {}
         self._following_windows = asyncio.Lock()
@@ -84,6 +88,8 @@ class Roster:
 
     async def load(self) -> None:
         """Hosts every detector of the catalog and of the settings. One that can not be loaded does not stop others."""
+        made = await asyncio.to_thread(made_classes, self.catalog)
+        self.device_classes = {**made, **self.settings.device_classes}
         rows = {row.name: row for row in await asyncio.to_thread(self.catalog.list_detectors)}
         for name, config in self.settings.detectors.items():
             if name not in rows:
@@ -112,7 +118,11 @@ class Roster:
     def _resume(self, hosted: HostedDetector) -> None:
         if hosted.history is not None and hosted.features is not None:
             paths, features, gap = hosted.history.paths(), hosted.features, hosted.config.gap_nanoseconds
-            hosted.resume(lambda points: newest_points(paths, features, points, gap))
+            with self.catalog.reading() as connection:
+                elsewhere = field_series(connection, hosted.name)
+            hosted.resume(
+                lambda points: (it for it in newest_points(paths, features, points, gap) if it.name not in elsewhere)
+            )
 
     def config_of(self, name: str) -> DetectorConfig:
         """How a hosted detector learns and alarms; `host.get` says whether there is one."""
@@ -121,7 +131,7 @@ class Roster:
 
     def budget_of(self, device_class: str) -> Budget:
         """What a step may cost on a device class; nothing for one the settings do not know."""
-        return self.settings.device_classes.get(device_class, Budget())
+        return self.device_classes.get(device_class, Budget())
 
     def require_changeable(self, name: str) -> None:
         """Refuses to change over the API what the settings own."""
@@ -164,11 +174,11 @@ class Roster:
 
     def _require_known_classes(self, config: DetectorConfig) -> None:
         for device_class in config.device_classes:
-            if device_class not in self.settings.device_classes:
+            if device_class not in self.device_classes:
                 raise PreconditionError(
                     f"there is no device class {device_class!r}.",
                     field="device_classes",
-                    hint=f"The server knows: {', '.join(self.settings.device_classes)}.",
+                    hint=f"The server knows: {', '.join(self.device_classes)}.",
                 )
 
     def _host(self, row: DetectorRow) -> HostedDetector:

@@ -17,6 +17,7 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -31,7 +32,7 @@ from sqlalchemy.exc import DatabaseError
 
 from detectors.errors import NewerStoreError, PreconditionError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 BUSY_SECONDS = 30  # threads of one process wait for each other's commits
 
 tables = MetaData()
@@ -215,6 +216,115 @@ paces = Table(
     Column("saved", Float, nullable=False),
 )
 
+# devices: `server.fleet`
+
+device_classes = Table(
+    "device_classes",
+    tables,
+    Column("name", String, primary_key=True),
+    Column("budget", JSON, nullable=False),
+    Column("created", Float, nullable=False),
+)
+enrolment_tokens = Table(
+    "enrolment_tokens",
+    tables,
+    Column("hash", String, primary_key=True),
+    Column("device_class", String, nullable=False),
+    Column("device", String, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("expires", Float, nullable=False),
+    Column("used", Float),
+)
+devices = Table(
+    "devices",
+    tables,
+    Column("name", String, primary_key=True),
+    Column("device_class", String, nullable=False),
+    Column("public_key", String, nullable=False),
+    Column("trusted_key", String, nullable=False),
+    Column("facts", JSON, nullable=False),
+    Column("status", JSON(none_as_null=True)),
+    Column("last_seen", Float),
+    Column("enrolled", Float, nullable=False),
+    Column("kept_sequence", BigInteger, nullable=False),
+    Index("ix_devices_device_class", "device_class", "name"),
+)
+releases = Table(
+    "releases",
+    tables,
+    Column("detector", _of_detector(), primary_key=True),
+    Column("device_class", String, primary_key=True),
+    Column("counter", BigInteger, primary_key=True, autoincrement=False),
+    Column("bundle_hash", String, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("settings", JSON, nullable=False),
+    Column("rollout", Integer),
+    Column("live", Boolean, nullable=False),
+    Column("issued", Float, nullable=False),
+    Column("expires", Float, nullable=False),
+    Column("key_id", String, nullable=False),
+    Column("signed", String, nullable=False),
+)
+rollouts = Table(
+    "rollouts",
+    tables,
+    Column("id", Integer, primary_key=True),
+    Column("detector", _of_detector(), nullable=False),
+    Column("device_class", String, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("bundle_hash", String, nullable=False),
+    Column("base_version", Integer, nullable=False),
+    Column("base_bundle", String, nullable=False),
+    Column("first_counter", BigInteger, nullable=False),
+    Column("stage", String, nullable=False),
+    Column("reason", String, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("ended", Float),
+    Index("ix_rollouts_detector", "detector", "id"),
+    sqlite_autoincrement=True,
+)
+rollout_devices = Table(
+    "rollout_devices",
+    tables,
+    Column("rollout", ForeignKey("rollouts.id", ondelete="CASCADE"), primary_key=True),
+    Column("device", ForeignKey("devices.name", ondelete="CASCADE"), primary_key=True),
+    Column("state", String, nullable=False),
+    Column("reason", String, nullable=False),
+    Column("asked", Float, nullable=False),
+    Column("proven", Float),
+    Index("ix_rollout_devices_device", "device"),
+)
+device_measurements = Table(
+    "device_measurements",
+    tables,
+    Column("device", ForeignKey("devices.name", ondelete="CASCADE"), primary_key=True),
+    Column("sha256", String, primary_key=True),
+    Column("batch", Integer, primary_key=True),
+    Column("p50_seconds", Float, nullable=False),
+    Column("p99_seconds", Float, nullable=False),
+    Column("measured", Float, nullable=False),
+)
+field_inbox = Table(
+    "field_inbox",
+    tables,
+    Column("id", Integer, primary_key=True),
+    Column("detector", _of_detector(), nullable=False, index=True),
+    Column("series", String, nullable=False),
+    Column("stamps", LargeBinary, nullable=False),
+    Column("packed_values", LargeBinary, nullable=False),
+    Column("scores", LargeBinary, nullable=False),
+    Column("flagged", LargeBinary, nullable=False),
+    sqlite_autoincrement=True,
+)
+field_spans = Table(
+    "field_spans",
+    tables,
+    Column("detector", _of_detector(), primary_key=True),
+    Column("series", String, primary_key=True),
+    Column("first_stamp", BigInteger, primary_key=True, autoincrement=False),
+    Column("last_stamp", BigInteger, nullable=False),
+)
+
 UPGRADES = {
     1: (
         """
@@ -287,6 +397,117 @@ UPGRADES = {
             budget VARCHAR NOT NULL,
             saved FLOAT NOT NULL,
             PRIMARY KEY (detector, what)
+        )
+        """,
+    ),
+    3: (
+        """
+        CREATE TABLE device_classes (
+            name VARCHAR NOT NULL PRIMARY KEY,
+            budget JSON NOT NULL,
+            created FLOAT NOT NULL
+        )
+        """,
+        """
+        CREATE TABLE enrolment_tokens (
+            hash VARCHAR NOT NULL PRIMARY KEY,
+            device_class VARCHAR NOT NULL,
+            device VARCHAR NOT NULL,
+            created FLOAT NOT NULL,
+            expires FLOAT NOT NULL,
+            used FLOAT
+        )
+        """,
+        """
+        CREATE TABLE devices (
+            name VARCHAR NOT NULL PRIMARY KEY,
+            device_class VARCHAR NOT NULL,
+            public_key VARCHAR NOT NULL,
+            trusted_key VARCHAR NOT NULL,
+            facts JSON NOT NULL,
+            status JSON,
+            last_seen FLOAT,
+            enrolled FLOAT NOT NULL,
+            kept_sequence BIGINT NOT NULL
+        )
+        """,
+        "CREATE INDEX ix_devices_device_class ON devices (device_class, name)",
+        """
+        CREATE TABLE releases (
+            detector VARCHAR NOT NULL REFERENCES detectors (name) ON DELETE CASCADE,
+            device_class VARCHAR NOT NULL,
+            counter BIGINT NOT NULL,
+            bundle_hash VARCHAR NOT NULL,
+            version INTEGER NOT NULL,
+            settings JSON NOT NULL,
+            rollout INTEGER,
+            live BOOLEAN NOT NULL,
+            issued FLOAT NOT NULL,
+            expires FLOAT NOT NULL,
+            key_id VARCHAR NOT NULL,
+            signed VARCHAR NOT NULL,
+            PRIMARY KEY (detector, device_class, counter)
+        )
+        """,
+        """
+        CREATE TABLE rollouts (
+            id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+            detector VARCHAR NOT NULL REFERENCES detectors (name) ON DELETE CASCADE,
+            device_class VARCHAR NOT NULL,
+            version INTEGER NOT NULL,
+            bundle_hash VARCHAR NOT NULL,
+            base_version INTEGER NOT NULL,
+            base_bundle VARCHAR NOT NULL,
+            first_counter BIGINT NOT NULL,
+            stage VARCHAR NOT NULL,
+            reason VARCHAR NOT NULL,
+            created FLOAT NOT NULL,
+            ended FLOAT
+        )
+        """,
+        "CREATE INDEX ix_rollouts_detector ON rollouts (detector, id)",
+        """
+        CREATE TABLE rollout_devices (
+            rollout INTEGER NOT NULL REFERENCES rollouts (id) ON DELETE CASCADE,
+            device VARCHAR NOT NULL REFERENCES devices (name) ON DELETE CASCADE,
+            state VARCHAR NOT NULL,
+            reason VARCHAR NOT NULL,
+            asked FLOAT NOT NULL,
+            proven FLOAT,
+            PRIMARY KEY (rollout, device)
+        )
+        """,
+        "CREATE INDEX ix_rollout_devices_device ON rollout_devices (device)",
+        """
+        CREATE TABLE device_measurements (
+            device VARCHAR NOT NULL REFERENCES devices (name) ON DELETE CASCADE,
+            sha256 VARCHAR NOT NULL,
+            batch INTEGER NOT NULL,
+            p50_seconds FLOAT NOT NULL,
+            p99_seconds FLOAT NOT NULL,
+            measured FLOAT NOT NULL,
+            PRIMARY KEY (device, sha256, batch)
+        )
+        """,
+        """
+        CREATE TABLE field_inbox (
+            id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+            detector VARCHAR NOT NULL REFERENCES detectors (name) ON DELETE CASCADE,
+            series VARCHAR NOT NULL,
+            stamps BLOB NOT NULL,
+            packed_values BLOB NOT NULL,
+            scores BLOB NOT NULL,
+            flagged BLOB NOT NULL
+        )
+        """,
+        "CREATE INDEX ix_field_inbox_detector ON field_inbox (detector)",
+        """
+        CREATE TABLE field_spans (
+            detector VARCHAR NOT NULL REFERENCES detectors (name) ON DELETE CASCADE,
+            series VARCHAR NOT NULL,
+            first_stamp BIGINT NOT NULL,
+            last_stamp BIGINT NOT NULL,
+            PRIMARY KEY (detector, series, first_stamp)
         )
         """,
     ),

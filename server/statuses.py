@@ -18,6 +18,7 @@ from detectors.errors import (
     ConflictError,
     CorruptBundleError,
     DeadlineError,
+    DeniedError,
     EndingError,
     ExhaustedError,
     InvalidInputError,
@@ -28,7 +29,7 @@ from detectors.errors import (
     disk_full,
 )
 from server.logs import REQUEST_ID, current_request
-from server.security.principals import DeniedError, UnauthenticatedError
+from server.security.principals import UnauthenticatedError
 
 DOMAIN = "prunewatch"
 DETAILS = "grpc-status-details-bin"
@@ -39,12 +40,12 @@ CODES: Mapping[type[PrunewatchError], int] = {
     NotFoundError: code_pb2.NOT_FOUND,
     AlreadyExistsError: code_pb2.ALREADY_EXISTS,
     UnauthenticatedError: code_pb2.UNAUTHENTICATED,
-    DeniedError: code_pb2.PERMISSION_DENIED,
     PreconditionError: code_pb2.FAILED_PRECONDITION,
     ConflictError: code_pb2.ABORTED,
     ExhaustedError: code_pb2.RESOURCE_EXHAUSTED,
     CorruptBundleError: code_pb2.DATA_LOSS,
     DeadlineError: code_pb2.DEADLINE_EXCEEDED,
+    DeniedError: code_pb2.PERMISSION_DENIED,
     EndingError: code_pb2.UNAVAILABLE,
     PrunewatchError: code_pb2.INTERNAL,
 }

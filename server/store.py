@@ -11,6 +11,7 @@
 <root>/golden/<name>/   what updates of a parent are judged on (`server.golden`)
 <root>/frontiers/       children for budgets to come (`server.frontiers`); they are built again where they are gone
 <root>/drift/           what drift is measured by (`server.drift_files`); learned anew where it is gone
+<root>/keys/            what releases are signed with (`server.fleet.keys`); for its owner alone
 <root>/staging/         whatever is only needed while somebody works on it; emptied on opening
 """
 
@@ -36,7 +37,7 @@ from server.config import load_detector_config
 from server.detector_files import path_of, write_detector_file
 from server.frontiers import delete_frontiers, sweep_frontiers
 from server.history import History
-from server.layout import BUNDLES, CATALOG, DETECTORS, FRONTIERS, HISTORY, LOCK, QUARANTINE, STAGING, TABLES
+from server.layout import BUNDLES, CATALOG, DETECTORS, FRONTIERS, HISTORY, KEYS, LOCK, QUARANTINE, STAGING, TABLES
 from server.spans import Span, Spans
 
 logger = logging.getLogger("prunewatch.store")
@@ -219,7 +220,7 @@ def _check_layout(root: Path, *, create: bool) -> None:
         raise NotFoundError(
             "there is no store here.", field=str(root), hint="Make one with `prunewatch fit` or `prunewatch serve`."
         )
-    beside = {LOCK, BUNDLES, STAGING, TABLES, FRONTIERS, QUARANTINE, *OF_DETECTORS}
+    beside = {LOCK, BUNDLES, STAGING, TABLES, FRONTIERS, KEYS, QUARANTINE, *OF_DETECTORS}
     if {name for name in there - beside if not name.startswith(f"{CATALOG}-")}:
         raise PreconditionError("holds other files and is not a store.", field=str(root), hint="Name an empty folder.")
 

@@ -25,7 +25,7 @@ from server.config import DetectorConfig
 from server.publish import publish_cycle, publish_fit
 from server.store import Store
 
-COMMANDS = sorted(command.__name__ for commands in PANELS.values() for command in commands)
+COMMANDS = sorted(command.__name__.replace("_", "-") for commands in PANELS.values() for command in commands)
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from detectors.errors import PrunewatchError
 from detectors.stamps import Status
 from prunewatch import inference
-from prunewatch.v1 import detectors_pb2, feedback_pb2, pruning_pb2, scoring_pb2
-from server import config, loop_settings
+from prunewatch.v1 import detectors_pb2, devices_pb2, feedback_pb2, fleet_pb2, pruning_pb2, scoring_pb2
+from server import config, fleet_settings, loop_settings
 from server.cli import app
 from server.commands.credentials import OPTIONS
 from server.metrics import Metrics
@@ -32,6 +32,9 @@ SECTIONS = {
     "log.": config.Log,
     "tls.": config.Tls,
     "auth.": config.Auth,
+    "fleet.": fleet_settings.FleetSettings,
+    "fleet.rollout.": fleet_settings.Rollout,
+    "fleet.field.": fleet_settings.FieldSettings,
     "device_classes.CLASS.": config.Budget,
     "detectors.NAME.": config.DetectorConfig,
     "detectors.NAME.error.": config.ErrorSettings,
@@ -48,6 +51,8 @@ SERVICES = (
     *detectors_pb2.DESCRIPTOR.services_by_name.values(),
     *pruning_pb2.DESCRIPTOR.services_by_name.values(),
     *feedback_pb2.DESCRIPTOR.services_by_name.values(),
+    *devices_pb2.DESCRIPTOR.services_by_name.values(),
+    *fleet_pb2.DESCRIPTOR.services_by_name.values(),
     inference.SERVICE,
 )
 
@@ -61,7 +66,7 @@ def test_the_sections_of_the_settings_are_all_here():
     """No model of settings is left out of `SECTIONS`, so that no key can be."""
     models = {
         kind
-        for kind in vars(config).values()
+        for kind in (*vars(config).values(), *vars(fleet_settings).values())
         if isinstance(kind, type) and issubclass(kind, BaseModel) and kind.__module__.startswith("server.")
     }
 

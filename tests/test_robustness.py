@@ -19,7 +19,7 @@ from inference_calls import infer_request
 
 from detectors.stamps import Status
 from prunewatch import inference
-from prunewatch.v1 import detectors_pb2, pruning_pb2, scoring_pb2
+from prunewatch.v1 import detectors_pb2, devices_pb2, pruning_pb2, scoring_pb2
 from server.app import Hub
 from server.statuses import UNEXPECTED
 
@@ -27,6 +27,8 @@ SERVICES = [
     "prunewatch.v1.ScoringService",
     "prunewatch.v1.DetectorService",
     "prunewatch.v1.PruningService",
+    "prunewatch.v1.FleetService",
+    "prunewatch.v1.DeviceService",
     "google.longrunning.Operations",
 ]
 MUTATIONS = 25
@@ -36,6 +38,7 @@ EXPECTED = {
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.ALREADY_EXISTS,
     grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.PERMISSION_DENIED,
     grpc.StatusCode.DEADLINE_EXCEEDED,  # Watch and WaitOperation of what goes on
 }
 FORBIDDEN = ("Traceback", "Error", "<class", "object at 0x", "google.protobuf", "site-packages", ".py")
@@ -59,6 +62,10 @@ def good_request(kind: type[Message]) -> Message:
         "FitDetectorFromUploadRequest": detectors_pb2.FitDetectorFromUploadRequest(points=points),
         "PruneFromUploadRequest": pruning_pb2.PruneFromUploadRequest(points=points),
         "CreateDetectorRequest": detectors_pb2.CreateDetectorRequest(detector_id="fan"),
+        "ConnectRequest": devices_pb2.ConnectRequest(hello=devices_pb2.DeviceHello(name="devices/north", protocol=1)),
+        "EnrolDeviceRequest": devices_pb2.EnrolDeviceRequest(
+            name="devices/north", device_class="hub", token="a.b", public_key=bytes(32)
+        ),
         "ModelInferRequest": infer_request("pump", values=np.ones((2, 2), np.float32), series=["a", "b"], id="1"),
     }
     if (request := known.get(kind.DESCRIPTOR.name)) is not None:

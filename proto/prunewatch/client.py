@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike
 
 from prunewatch.credentials import Credentials
 from prunewatch.errors import ServiceError, status_error
+from prunewatch.fleet import FleetCalls
 from prunewatch.points import Batch, packed
 from prunewatch.reconnecting import Stream
 from prunewatch.replies import (
@@ -109,6 +110,8 @@ class Client(ScoringCalls, SeriesCalls):
         super().__init__(scoring_pb2_grpc.ScoringServiceStub(self._channel), detectors, self._another_channel, retry)
         self._pruning: Any = pruning_pb2_grpc.PruningServiceStub(self._channel)
         self._feedback: Any = feedback_pb2_grpc.FeedbackServiceStub(self._channel)
+        self.fleet = FleetCalls(self._channel)
+        """Devices, their classes, roll-outs and signing keys."""
         self._operations: Any = operations_pb2_grpc.OperationsStub(self._channel)
 
     async def __aenter__(self) -> Self:

@@ -19,7 +19,8 @@ def backup(
     """Write a store into one tar file, also while a server works on it.
 
     Everything is in it that a server needs to go on as it was: detectors, versions, what serves, cycles, anomalies,
-    labels, and the points that were kept, up to the last few seconds. The bytes of each bundle are verified on the way.
+    labels, devices, and the points that were kept, up to the last few seconds. The bytes of each bundle are verified on
+    the way. The keys that sign what devices run are in it too: then only its owner can read the file. Keep it so.
 
         prunewatch backup --store ./prunewatch-store --to pump-2026-05-01.tar
     """

@@ -24,13 +24,16 @@ def export(
 
     A plain tar of the manifest and the step graph,
     without what only training needs. Any ONNX runtime
-    can score with it: docs/bundles.md.
+    can score with it: docs/bundles.md. Where the store has signing keys (`prunewatch keys`), the file also has a signed
+    release and the set of keys, so that a device without a link to the hub can verify whose it is; it has to be taken
+    within 30 days.
 
         prunewatch export pump --device-class pi4 --out pump.tar
     """
     root = store_path(store)
     require_hub("sqlalchemy", "pyarrow")
     from detectors.archive import pack_bundle
+    from server.fleet.exporting import statements_for
     from server.store import Store
 
     with Store.open(root, create=False) as opened:
@@ -42,8 +45,10 @@ def export(
                 field="--device-class",
                 hint=f"Prune it for this class first: prunewatch prune {name} --device-class {device_class} ...",
             )
-        bundle = pack_bundle(opened.bundle_folder(serving.bundle_hash), serving.bundle_hash, out)
-    typer.echo(f"{out}: {name} version {serving.version}, {format_size(bundle.size)}, bundle {bundle.hash[:12]}")
+        statements = statements_for(opened, serving)
+        bundle = pack_bundle(opened.bundle_folder(serving.bundle_hash), serving.bundle_hash, out, statements)
+    told = f"{out}: {name} version {serving.version}, {format_size(bundle.size)}, bundle {bundle.hash[:12]}"
+    typer.echo(f"{told}{', signed' if statements else ''}")
 
 
 def edge(

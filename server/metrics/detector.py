@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.stamps import Status
+from server.metrics.fleet import FleetMetrics
 from server.metrics.life import Life
 from server.metrics.quality import Quality
 from server.metrics.size import Size
@@ -13,7 +14,7 @@ from server.metrics.speed import Speed
 from server.metrics.traffic import Traffic
 
 
-class Groups(Traffic, Speed, Size, Quality, Life):
+class Groups(Traffic, Speed, Size, Quality, Life, FleetMetrics):
     """All families."""
 
 

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from detectors.errors import OverloadedError
+from detectors.errors import DeniedError, OverloadedError
 from server.security.policy import required
-from server.security.principals import DeniedError, Principal, Scope, UnauthenticatedError
+from server.security.principals import Principal, Scope, UnauthenticatedError
 from server.security.tokens import Tokens
 
 AUTHORIZATION = "authorization"

@@ -22,10 +22,6 @@ class UnauthenticatedError(PrunewatchError):
     """Nobody knows who calls: no token or certificate, or one that does not count (any more)."""
 
 
-class DeniedError(PrunewatchError):
-    """It is known who calls, and that one may not do this."""
-
-
 @dataclass(frozen=True)
 class Principal:
     """Somebody who may do something.

@@ -1,0 +1,21 @@
+"""Devices of the hub: how many, what is on its way to them, what they refuse, what they send. None has a name here."""
+
+from __future__ import annotations
+
+from server.metrics.family import counter, gauge
+from server.metrics.labels import CLASS, DETECTOR
+from server.metrics.registry import Registered
+
+
+class FleetMetrics(Registered):
+    """Of all devices of a class together."""
+
+    devices = gauge("prunewatch_devices", "Enrolled devices, connected or away.", CLASS, "state")
+    rollouts = gauge("prunewatch_rollouts", "Roll-outs that go on, by stage.", CLASS, "state")
+    rollouts_ended = counter("prunewatch_rollouts_ended", "Roll-outs that were completed or stopped.", CLASS, "outcome")
+    bundle_rejections = counter(
+        "prunewatch_bundle_rejections", "Releases that devices refused, or fell back from.", CLASS, "reason"
+    )
+    field_points = counter(
+        "prunewatch_field_points", "Points that devices sent, by what became of them.", DETECTOR, "outcome"
+    )
