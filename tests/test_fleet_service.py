@@ -24,7 +24,8 @@ from prunewatch.v1 import fleet_pb2 as pb
 from prunewatch.v1 import pruning_pb2
 from server.catalog import Catalog
 from server.cli import app
-from server.doctor import examine, is_sound
+from server.doctor import examine
+from server.findings import is_sound
 from server.schema import UPGRADES
 
 
