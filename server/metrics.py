@@ -13,10 +13,11 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 from prometheus_client.metrics import MetricWrapperBase
 
 from detectors.stamps import Status
+from server.tallies import Tallies
 
 DETECTOR = "detector"
 CLASS = "device_class"
@@ -67,15 +68,15 @@ class Metrics:
         self.slow_readers = Counter(
             "prunewatch_slow_readers", "Streams that were ended because nobody read their answers.", registry=r
         )
-        self.request_seconds = Histogram(
+        self.request_seconds = Tallies(
             "prunewatch_request_seconds",
             "Time of a call; of a scoring stream, of one message.",
             ["method"],
-            buckets=BUCKETS,
+            bounds=BUCKETS,
             registry=r,
         )
-        self.step_seconds = Histogram(
-            "prunewatch_step_seconds", "Time of one step of a batch.", [DETECTOR], buckets=BUCKETS, registry=r
+        self.step_seconds = Tallies(
+            "prunewatch_step_seconds", "Time of one step of a batch.", [DETECTOR], bounds=BUCKETS, registry=r
         )
         self.budget = Gauge(
             "prunewatch_budget_seconds",
@@ -134,7 +135,11 @@ class Metrics:
     def forget(self, name: str) -> None:
         """Removes every time series of a detector that was deleted."""
         for family in vars(self).values():
-            if isinstance(family, MetricWrapperBase) and DETECTOR in family._labelnames:  # noqa: SLF001  (no public name)
+            if isinstance(family, Tallies):
+                has_detector = DETECTOR in family.labelnames
+            else:
+                has_detector = isinstance(family, MetricWrapperBase) and DETECTOR in family._labelnames  # noqa: SLF001  (no public name)
+            if has_detector:
                 family.remove_by_labels({DETECTOR: name})
 
     def set_budget(self, detector: str, device_class: str, quantiles: Mapping[str, float | None]) -> None:
@@ -170,8 +175,8 @@ class DetectorMetrics:
     def count(self, statuses: NDArray[np.uint8], anomalies: int) -> None:
         """Counts the points of one request."""
         n = len(statuses)
-        if n and np.count_nonzero(statuses == statuses[0]) == n:  # the usual case, without a histogram
-            self.points[int(statuses[0])].inc(n)
+        if n and statuses.tobytes().count(first := int(statuses[0])) == n:  # the usual case, without a histogram
+            self.points[first].inc(n)
         else:
             for status, count in enumerate(np.bincount(statuses).tolist()):
                 if count:

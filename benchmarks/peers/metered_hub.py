@@ -1,6 +1,6 @@
 """A hub whose metrics are timed: `prunewatch` itself, with a stopwatch around every call that counts or times.
 
-Timed is what is called in `server.metrics` and, from elsewhere, in `prometheus_client`; a call inside another counts
+Timed is what is called in `server.metrics` and `server.tallies` and, from elsewhere, in `prometheus_client`; a call inside another counts
 once. The stopwatch's own time counts as the metrics', so the sum is an upper bound. Nothing else is changed.
 
   metered_hub.py FILE serve --config ...     writes FILE as JSON when it ends: calls, seconds
@@ -16,12 +16,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge
 
-from server import metrics
+from server import metrics, tallies
 from server.cli import main
 
-COUNTING = {Counter: ("inc", "labels"), Gauge: ("inc", "dec", "set", "labels"), Histogram: ("observe", "labels")}
+COUNTING = {Counter: ("inc", "labels"), Gauge: ("inc", "dec", "set", "labels")}
 
 
 class Stopwatch:
@@ -51,7 +51,12 @@ class Stopwatch:
 
 def timed_functions() -> list[tuple[type, str]]:
     """Every method that counts."""
-    ours = [it for it in vars(metrics).values() if inspect.isclass(it) and it.__module__ == metrics.__name__]
+    ours = [
+        it
+        for module in (metrics, tallies)
+        for it in vars(module).values()
+        if inspect.isclass(it) and it.__module__ == module.__name__
+    ]
     found = [(it, name) for it in ours for name, value in vars(it).items() if inspect.isfunction(value)]
     found = [(it, name) for it, name in found if not name.startswith("__")]
     return [*found, *((kind, name) for kind, names in COUNTING.items() for name in names)]
