@@ -1,7 +1,8 @@
 """A hub whose metrics are timed: `prunewatch` itself, with a stopwatch around every call that counts or times.
 
-Timed is what is called in `server.metrics` and `server.tallies` and, from elsewhere, in `prometheus_client`; a call inside another counts
-once. The stopwatch's own time counts as the metrics', so the sum is an upper bound. Nothing else is changed.
+Timed is what is called in `server.metrics`, in `server.tallies` and, from elsewhere, in `prometheus_client`; a call
+inside another counts once. The stopwatch's own time counts as the metrics', so the sum is an upper bound. Nothing else
+is changed.
 
   metered_hub.py FILE serve --config ...     writes FILE as JSON when it ends: calls, seconds
 """
