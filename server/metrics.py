@@ -135,11 +135,7 @@ class Metrics:
     def forget(self, name: str) -> None:
         """Removes every time series of a detector that was deleted."""
         for family in vars(self).values():
-            if isinstance(family, Tallies):
-                has_detector = DETECTOR in family.labelnames
-            else:
-                has_detector = isinstance(family, MetricWrapperBase) and DETECTOR in family._labelnames  # noqa: SLF001  (no public name)
-            if has_detector:
+            if isinstance(family, (MetricWrapperBase, Tallies)) and DETECTOR in family._labelnames:  # noqa: SLF001  (no public name)
                 family.remove_by_labels({DETECTOR: name})
 
     def set_budget(self, detector: str, device_class: str, quantiles: Mapping[str, float | None]) -> None:

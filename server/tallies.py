@@ -59,7 +59,7 @@ class Tallies(Collector):
         registry: CollectorRegistry,
     ) -> None:
         self.name = name
-        self.labelnames = tuple(labelnames)
+        self._labelnames = tuple(labelnames)  # under the name that the client's own families have
         self._documentation = documentation
         self._bounds = tuple(bounds)
         self._tallies: dict[tuple[str, ...], Tally] = {}
@@ -67,29 +67,29 @@ class Tallies(Collector):
 
     def labels(self, *values: str) -> Tally:
         """The time series of these labels."""
-        if len(values) != len(self.labelnames):
-            raise ValueError(f"{self.name} has the labels {', '.join(self.labelnames)}")
+        if len(values) != len(self._labelnames):
+            raise ValueError(f"{self.name} has the labels {', '.join(self._labelnames)}")
         if values not in self._tallies:
             self._tallies[values] = Tally(self._bounds)
         return self._tallies[values]
 
     def remove_by_labels(self, labels: Mapping[str, str]) -> None:
         """Removes the time series that have these labels."""
-        wanted = {self.labelnames.index(name): value for name, value in labels.items()}
+        wanted = {self._labelnames.index(name): value for name, value in labels.items()}
         for values in list(self._tallies):
             if all(values[at] == value for at, value in wanted.items()):
                 del self._tallies[values]
 
     def describe(self) -> Iterable[Metric]:
         """The family without its time series: what the registry looks at for names that clash."""
-        return [HistogramMetricFamily(self.name, self._documentation, labels=self.labelnames)]
+        return [HistogramMetricFamily(self.name, self._documentation, labels=self._labelnames)]
 
     def collect(self) -> Iterable[Metric]:
         """The family as it is now."""
-        family = HistogramMetricFamily(self.name, self._documentation, labels=self.labelnames)
+        family = HistogramMetricFamily(self.name, self._documentation, labels=self._labelnames)
         les = [*map(floatToGoString, self._bounds), "+Inf"]
         for values, tally in list(self._tallies.items()):
             family.add_metric(values, list(zip(les, accumulate(tally.counts), strict=True)), tally.total)
-            labels = dict(zip(self.labelnames, values, strict=True))
+            labels = dict(zip(self._labelnames, values, strict=True))
             family.add_sample(f"{self.name}_created", labels, tally.created)
         return [family]
