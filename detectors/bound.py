@@ -1,7 +1,7 @@
 """Steps of always the same number of points, in memory that ONNX Runtime has been told of once.
 
-Handing a step its arrays, and taking new ones from it, costs more than ten microseconds: as much as half of the
-arithmetic of one point. Streams ask for the same number of points again and again, so that is done once for it.
+Handing a step its arrays, and taking new ones from it, costs as much as many of its operations, which a step of one
+point feels most. Streams ask for the same number of points again and again, so that is done once for it.
 """
 
 from __future__ import annotations

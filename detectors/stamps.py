@@ -67,7 +67,7 @@ def judge(
     [7, 6, 1]
     """
     status = np.empty(len(stamps), np.uint8)
-    status.fill(_OK)  # a third of the time of np.full
+    status.fill(_OK)  # np.full takes longer than all that follows
     if np.count_nonzero(stamps > last) < len(stamps):
         status[(stamps < last) | (stamps == NO_STAMP)] = Status.LATE
         if policy.duplicate == "reject":

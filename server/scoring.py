@@ -251,7 +251,7 @@ class Session:
 
 
 def _whole(numbers: Sequence[int]) -> NDArray[np.int64]:
-    """Numbers of a message, at least one, as an array: a list and an `array` between take a third of `np.fromiter`."""
+    """Numbers of a message, at least one, as an array: a list and an `array` between are quicker than `np.fromiter`."""
     return np.frombuffer(array("q", numbers[:]), np.int64)
 
 

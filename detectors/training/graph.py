@@ -44,7 +44,7 @@ class Graph:
         return name
 
     def number(self, value: float) -> str:
-        """A constant [1, 1]: beside a signal [B, 1] ONNX Runtime is five times as fast with it as with a scalar."""
+        """A constant [1, 1]: beside a signal [B, 1] ONNX Runtime goes from row to row with a scalar."""
         return self.const([[value]])
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
