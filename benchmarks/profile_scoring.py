@@ -43,7 +43,7 @@ POLLER = "gRPC's own thread, which takes events from the kernel"
 WRITER = "writing history and anomalies, in a thread of its own"
 PLACES = {
     "the step in ONNX Runtime": r"onnxruntime/",
-    "metrics": r"prometheus_client/|server/metrics\.py",
+    "metrics": r"prometheus_client/|server/(metrics|tallies)\.py",
     "reading the request (protobuf)": r"^parse \(server/interceptors\.py",
     POLLER: r"^run \(threading\.py",
     GRPC: r"^(ScoreStream|_answer) \(server/scoring\.py|server/streams\.py|grpc/|asyncio/|server/interceptors\.py",

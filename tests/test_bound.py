@@ -17,7 +17,7 @@ from detectors.served import Served
 from server.learning import learning
 
 SERIES, FEATURES = 6, 2
-GRAPH = ewma_bundle("pump").graph
+SERVED = Served.load(ewma_bundle("pump"))
 orders = st.lists(
     st.one_of(
         st.tuples(st.integers(0, SERIES), st.integers(0, SERIES)).map(lambda ends: slice(min(ends), max(ends))),
@@ -47,7 +47,7 @@ def carried(bindings: Bindings) -> Carried:
     """The state of some series, whose arrays have no row to spare."""
     series = SeriesTable(FEATURES, ring_points=4, max_series=SERIES)
     series.slots([f"series-{i}" for i in range(SERIES)])
-    made = Carried(series, Served.load(ewma_bundle("pump")), memory=None, shelf=None)
+    made = Carried(series, SERVED, memory=None, shelf=None)
     made._bindings = bindings
     return made
 
@@ -76,7 +76,7 @@ def test_bound_steps_are_the_same(steps) -> None:
 
 def test_sizes_are_bound_when_they_repeat() -> None:
     """Not before some steps of a size in a row; the oldest of too many is let go, and empty steps are never bound."""
-    runtime, bindings = Runtime(GRAPH), Bindings()
+    runtime, bindings = SERVED.runtime, Bindings()
 
     first = [bindings.of(runtime, 3) for _ in range(STEPS_BEFORE)]
     mixed = [bindings.of(runtime, 1 + turn % 2) for turn in range(4 * STEPS_BEFORE)]
