@@ -40,15 +40,16 @@ def by_operator(graph: Drawing, signal: str, h: str, c: str, width_in: int, widt
 
 
 def by_gemm(graph: Drawing, signal: str, h: str, c: str, width_in: int, width: int) -> tuple[str, str]:
-    """All gates in one product over [x, h], as `detectors.training.networks.lstm` draws them."""
+    """Each gate as a product over [x, h] with its activation, as `detectors.training.networks.lstm` draws them."""
     rng = np.random.default_rng(0)
-    weight = graph.const(0.1 * rng.standard_normal((width_in + width, 4 * width)))
-    bias = graph.const(0.1 * rng.standard_normal(4 * width))
-    raw = graph.op("Gemm", graph.op("Concat", signal, h, axis=1), weight, bias)
-    gates, thirds = graph.const([3 * width, width], np.int64), graph.const([width] * 3, np.int64)
-    raw_sigmoid, raw_cell = graph.ops("Split", raw, gates, outputs=2, axis=1)
-    i, f, o = graph.ops("Split", graph.op("Sigmoid", raw_sigmoid), thirds, outputs=3, axis=1)
-    cell = graph.op("Add", graph.op("Mul", f, c), graph.op("Mul", i, graph.op("Tanh", raw_cell)))
+    both = graph.op("Concat", signal, h, axis=1)
+
+    def opened(activation: str) -> str:
+        weight = graph.const(0.1 * rng.standard_normal((width_in + width, width)))
+        return graph.op(activation, graph.op("Gemm", both, weight, graph.const(0.1 * rng.standard_normal(width))))
+
+    i, f, o, offered = (opened(activation) for activation in ("Sigmoid", "Sigmoid", "Sigmoid", "Tanh"))
+    cell = graph.op("Add", graph.op("Mul", f, c), graph.op("Mul", i, offered))
     return graph.op("Mul", o, graph.op("Tanh", cell)), cell
 
 

@@ -27,6 +27,8 @@ from prunewatch.v1 import scoring_pb2 as pb
 STREAMS, CONNECTIONS = 1000, 8
 BYTES_TARGET, P99_TARGET = 64 << 10, 0.05
 OPEN_AT_ONCE = 50
+SETTLE_SECONDS = 8.0
+"""The first history is written after five seconds, and loads what writes it: once, however many streams there are."""
 WELL = {pb.POINT_STATUS_OK, pb.POINT_STATUS_WARMING_UP}
 GROWTH_TARGET = 1.0  # MB an hour
 MESSAGES_PER_SECOND = 100.0
@@ -139,6 +141,7 @@ async def run(config: Path, folder: Path, core: int, *, quick: bool) -> Part:
     hub_port, echo_port = client.free_ports(2)
     async with client.hub(client.serve_command(config, hub_port), hub_port, folder, core) as hub:
         await client.require_scores(hub, Messages())
+        await asyncio.sleep(SETTLE_SECONDS)
         harness.say(f"{STREAMS} streams of the hub")
         async with connections(hub_port) as channels:
             found["prunewatch"] = await hold(hub.pid, channels, f"{client.SCORING}ScoreStream", seconds, parse=True)

@@ -60,7 +60,7 @@ def reference(graph: bytes) -> Callable[[Array], Array]:
     smoothing = next((node for node in model.graph.node if node.input and node.input[0] == "state.smooth"), None)
     name = "contribution"
     if smoothing is not None:
-        name = smoothing.input[1]
+        name = smoothing.input[-1]
         model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", None]))
     stepped = session(model.SerializeToString())
     values, *states = stepped.get_inputs()

@@ -80,15 +80,20 @@ class Weights:
         made = {name: node for node in drawn.node for name in node.output}
         scaled, residual = [node for node in drawn.node if node.op_type == "Clip"][:2]
         inverse = made[scaled.input[0]]
-        newest, head = (made[name] for name in made[residual.input[0]].input)
-        gates = [node for node in drawn.node if node.op_type == "Gemm" and node.input[0] in made]
+        newest = made[residual.input[0]]  # the point on a diagonal, plus the prediction with its sign changed
+        head = made[newest.input[2]]
+        layers = []
+        for both in [node for node in drawn.node if node.op_type == "Concat"]:
+            gates = [node for node in drawn.node if node.op_type == "Gemm" and node.input[0] == both.output[0]]
+            weights, biases = ([held[node.input[i]] for node in gates] for i in (1, 2))
+            layers.append(Layer(np.concatenate(weights, axis=1), np.concatenate(biases)))
         return cls(
             center=held[made[inverse.input[0]].input[1]],
             inverse=held[inverse.input[1]],
             clip=float(held[scaled.input[2]][0]),
-            layers=tuple(Layer(held[node.input[1]], held[node.input[2]]) for node in gates),
-            head=(held[head.input[1]], held[head.input[2]]),
-            scale=held[newest.input[1]],
+            layers=tuple(layers),
+            head=(-held[head.input[1]], -held[head.input[2]]),
+            scale=np.diagonal(held[newest.input[1]]),
             bound=float(held[residual.input[2]][0]),
         )
 

@@ -13,7 +13,8 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.runtime import State
+from detectors.bound import Bindings
+from detectors.runtime import FloatArray, State
 from detectors.series import Rows, SeriesTable, Slots, extended, listed
 from detectors.served import Served
 from detectors.shelf import GONE, Label, Shelf, Shelved
@@ -62,6 +63,7 @@ class Carried:
         """Series that have left their seats for others ..."""
         self.returned = 0
         """... and that have come back from the shelf."""
+        self._bindings = Bindings()
         self._memory = memory if shelf is not None else None
         self._shelf = shelf
         self._is_stuck = False
@@ -106,26 +108,54 @@ class Carried:
         for carried in self.state:
             carried[seats] = 0
 
-    def gather(self, seats: Rows) -> State:
-        """The state of the series that lie at `seats`, [N, ...] of each tensor."""
-        capacity = self.series.seats_made
-        if self.state and len(self.state[0]) < capacity:
-            self.state = tuple(extended(array, capacity) for array in self.state)
+    def step(self, seats: Rows, values: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Steps the series that lie at `seats`, each once; returns scores [N] and contributions [N, F].
+
+        Args:
+            seats: [N].
+            values: As of `Runtime.step`.
+        """
+        self._hold_all()
+        runtime = self.served.runtime
+        bound = self._bindings.of(runtime, len(values))
+        if isinstance(seats, slice) and self.state and seats == slice(0, len(self.state[0])):
+            step = (bound or runtime).step(values, self.state)
+            self.state = step.state  # every series at once: nothing to copy
+            return step.score, step.contribution
+        if bound is None:
+            step = runtime.step(values, self.gather(seats))
+        else:
+            if bound.holds(self.state):  # what steps write to can not be what they are written to from
+                self.state = tuple(array.copy() for array in self.state)
+            step = bound.step(values, self.gather(seats, bound.room))
+        for carried, new in zip(self.state, step.state, strict=True):
+            carried[seats] = new
+        return step.score, step.contribution
+
+    def gather(self, seats: Rows, room: State | None = None) -> State:
+        """The state of the series that lie at `seats`, [N, ...] of each tensor; in `room`, where there is some."""
+        self._hold_all()
+        if room is not None:
+            for carried, out in zip(self.state, room, strict=True):
+                if isinstance(seats, slice):
+                    out[:] = carried[seats]
+                else:
+                    carried.take(seats, axis=0, out=out, mode="clip")  # the mode that needs no copy of `out`
+            return room
         if isinstance(seats, slice):
             return tuple(array[seats] for array in self.state)
         return tuple(array.take(seats, axis=0) for array in self.state)
 
-    def scatter(self, seats: Rows, state: State) -> None:
-        """Takes over what a step has made of the state at `seats`."""
-        if isinstance(seats, slice) and self.state and seats == slice(0, len(self.state[0])):
-            self.state = state  # every series at once: nothing to copy
-        else:
-            for carried, new in zip(self.state, state, strict=True):
-                carried[seats] = new
+    def _hold_all(self) -> None:
+        """Makes a row for every seat."""
+        capacity = self.series.seats_made
+        if self.state and len(self.state[0]) < capacity:
+            self.state = tuple(extended(array, capacity) for array in self.state)
 
     def take_over(self, successor: Successor) -> None:
         """Goes on with what a successor carries, which has seen all that the rings hold."""
         self.served, self.state = successor.served, successor.state
+        self._bindings.clear()
         self._saves()[:] = -1  # the shelf holds what the version before carried
         self._make_room()
 

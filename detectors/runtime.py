@@ -14,7 +14,9 @@ the error over features. Inputs are raw values: everything else is inside the gr
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +64,9 @@ class Runtime:
         CorruptBundleError: ONNX Runtime refuses the graph, or it does not follow the contract above.
     """
 
+    can_be_bound = True
+    """Whether `bound` steps."""
+
     def __init__(self, graph: bytes, *, threads: int = 1) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -89,6 +94,7 @@ class Runtime:
         ):
             raise CorruptBundleError("this graph does not follow the step contract.", field="step.onnx")
         self._input_names = [node.name for node in inputs]
+        self._output_names = expected
         self.n_features: int = int(inputs[0].shape[-1])
         self.stride: int = int(inputs[0].shape[1]) if len(inputs[0].shape) == 3 else 1
         """Points that one step takes."""
@@ -113,5 +119,21 @@ class Runtime:
             state: B series' state.
         """
         feed = dict(zip(self._input_names, (values, *state), strict=True))
-        score, contribution, *carried = self._session.run(None, feed)
+        score, contribution, *carried = self._session.run(self._output_names, feed)
         return Step(score, contribution, tuple(carried))
+
+    def bound(self, inputs: Sequence[FloatArray], outputs: Sequence[FloatArray]) -> Callable[[], None]:
+        """A step from fixed arrays to fixed arrays, all of them C contiguous; to be kept while it is called.
+
+        Args:
+            inputs: Values and state, as of `step`.
+            outputs: Score, contribution and state, none of them an input.
+        """
+        binding = self._session.io_binding()
+        for bind, names, arrays in (
+            (binding.bind_input, self._input_names, inputs),
+            (binding.bind_output, self._output_names, outputs),
+        ):
+            for name, array in zip(names, arrays, strict=True):
+                bind(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+        return partial(self._session.run_with_iobinding, binding)

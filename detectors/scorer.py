@@ -7,6 +7,7 @@ It is meant for one thread; only `Successor.run` may run elsewhere.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -115,12 +116,11 @@ class Scorer:
         series = self.series
         last = series.last_stamp[slots]
         status = judge(stamps, last, self.policy, now)
-        finite = np.isfinite(values)
-        if np.count_nonzero(finite) < finite.size:
+        if not math.isfinite(np.vdot(values, values)):  # one number for all of them; it may also overflow
+            finite = np.isfinite(values)
             if self.served.runtime.takes_missing:
                 finite |= np.isnan(values)
             status[(status == OK) & ~finite.all(axis=1)] = Status.INVALID
-        accepted = status == OK
         if not series.is_whole:
             slots = listed(slots)
             if len(slots) > series.room:  # there are not enough seats for all of them at once
@@ -132,14 +132,15 @@ class Scorer:
                     ]
                 )
         if self.policy.max_gap is not None:
-            self._begin_after_gaps(slots, accepted & (last != NO_STAMP) & (stamps - last > self.policy.max_gap))
-        if np.count_nonzero(accepted) == len(accepted):
+            gone_by = (last != NO_STAMP) & (stamps - last > self.policy.max_gap)
+            self._begin_after_gaps(slots, (status == OK) & gone_by)
+        if status.tobytes().count(OK) == len(status):
             score, contribution = self._advance(slots, stamps, values, status)
             return Scored(status, score, contribution)
         slots = listed(slots)
         score = np.full(len(slots), np.nan, np.float32)
         contribution = np.zeros(values.shape, np.float32)
-        rows = np.flatnonzero(accepted)
+        rows = np.flatnonzero(status == OK)
         if len(rows):
             warm = status[rows]
             score[rows], contribution[rows] = self._advance(slots[rows], stamps[rows], values[rows], warm)
@@ -153,16 +154,14 @@ class Scorer:
         if self.served.runtime.stride > 1:
             return self._advance_due(slots, stamps, values, status)
         seats = self.carried.seats(slots)
-        step = self.served.runtime.step(values, self.carried.gather(seats))
-        self.carried.scatter(seats, step.state)
+        score, contribution = self.carried.step(seats, values)
         cold = self.series.seen[slots] < self.served.warm_up_points
         self.series.append(slots, seats, stamps, values)
-        score = step.score
         if np.count_nonzero(cold):
             status[cold] = Status.WARMING_UP
             score[cold] = np.nan
-            step.contribution[cold] = 0
-        return score, step.contribution
+            contribution[cold] = 0
+        return score, contribution
 
     def _advance_due(
         self, slots: Rows, stamps: NDArray[np.int64], values: FloatArray, status: NDArray[np.uint8]
@@ -180,10 +179,9 @@ class Scorer:
         if len(rows):
             due, places = listed(slots)[rows], listed(seats)[rows]
             newest = series.newest(due, places, served.runtime.stride)
-            step = served.runtime.step(newest, self.carried.gather(places))
-            self.carried.scatter(places, step.state)
+            due_score, due_contribution = self.carried.step(places, newest)
             warm = status[rows] == OK
-            score[rows[warm]], contribution[rows[warm]] = step.score[warm], step.contribution[warm]
+            score[rows[warm]], contribution[rows[warm]] = due_score[warm], due_contribution[warm]
         return score, contribution
 
     def _begin_after_gaps(self, slots: Rows, late: NDArray[np.bool_]) -> None:

@@ -194,14 +194,13 @@ class SeriesTable:
 
     def append(self, slots: Rows, seats: Rows, stamps: NDArray[np.int64], values: NDArray[np.float32]) -> None:
         """Records one accepted point for each of `slots` (each slot at most once), which lie at `seats`."""
-        at = self.seen[slots] % self.ring_points
-        if not isinstance(seats, slice):
-            self._ring[at, seats] = values
-        elif np.count_nonzero(at == at[0]) == len(at):
-            self._ring[at[0], seats] = values
+        seen = self.seen[slots]
+        first = int(seen[0]) if len(seen) else 0
+        if isinstance(seats, slice) and np.count_nonzero(seen == first) == len(seen):
+            self._ring[first % self.ring_points, seats] = values
         else:
-            self._ring[at, listed(seats)] = values
-        self.seen[slots] += 1
+            self._ring[seen % self.ring_points, listed(seats)] = values
+        self.seen[slots] = seen + 1
         self.last_stamp[slots] = stamps
         self.heard[slots] = self._clock()
 

@@ -66,7 +66,8 @@ def judge(
     >>> judge(np.array([5, 4, 6]), np.array([5, 5, 5]), StampPolicy()).tolist()
     [7, 6, 1]
     """
-    status = np.full(len(stamps), _OK, np.uint8)
+    status = np.empty(len(stamps), np.uint8)
+    status.fill(_OK)  # np.full takes longer than all that follows
     if np.count_nonzero(stamps > last) < len(stamps):
         status[(stamps < last) | (stamps == NO_STAMP)] = Status.LATE
         if policy.duplicate == "reject":

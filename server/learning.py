@@ -20,6 +20,8 @@ class LearningRuntime(Runtime):
         takes_missing: Whether values may be missing, as they may be for the version to come.
     """
 
+    can_be_bound = False
+
     def __init__(self, n_features: int, *, takes_missing: bool) -> None:
         self.n_features = n_features
         self.stride = 1

@@ -158,6 +158,19 @@ def test_the_graph_scores_as_numpy_does(seed: int, power: int, spread: int, n: i
     np.testing.assert_allclose(scores, calibration.score(points), rtol=1e-3, atol=1e-4)
 
 
+def test_the_graph_gives_no_score_without_an_error() -> None:
+    """NaN in, NaN out, in the graph too: the cuts at both ends of a gap must not make a number of it."""
+    calibration = Calibration.fit(drawn_errors(0, 1.0, 0.5, 100))
+    graph = Graph(2)
+    runtime = Runtime(graph.finish(_score(graph, VALUES, calibration), graph.op("Identity", VALUES)))
+
+    scores = runtime.step(np.array([[np.nan, 1], [0, 1], [np.inf, 0]], np.float32), ()).score
+
+    assert np.isnan(scores[0])
+    assert np.isfinite(scores[1])
+    assert np.isposinf(scores[2])
+
+
 def test_levels_reach_from_nothing_to_the_tail() -> None:
     """The last knot is where a twentieth of the points lies beyond, more where points are few."""
     many, few = Calibration.fit(drawn_errors(0, 1, 1, 10_000)), Calibration.fit(drawn_errors(0, 1, 1, 50))

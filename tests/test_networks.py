@@ -709,6 +709,14 @@ def test_the_exported_graph_gives_the_scores_of_the_network(kind: str, n_feature
 # One kind
 
 
+@pytest.mark.parametrize(("n_features", "width"), [(4, 12), (4, 20), (4, 48), (40, 20)])
+def test_an_lstm_of_any_width_is_drawn_as_it_is(n_features: int, width: int) -> None:
+    """Its products come in two forms, by width, and what is around them by features: all give the network's scores."""
+    detector, raw = untrained("lstm", n_features, width=width), raw_points(3, 80, n_features)
+
+    assert_same_where_scored(stepped(detector, raw), detector.trace(raw))
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "field"),
     [

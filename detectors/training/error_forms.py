@@ -181,9 +181,8 @@ class Robust(ErrorForm):
         away = self._squared(graph, z, positions, n_features, known)
         if self.worst < n_features:
             each = graph.ops("TopK", each, graph.const([self.worst], np.int64), outputs=2, axis=1)[0]
-        one = graph.const([1], np.int64)
-        error, whole = (graph.op("ReduceSum", it, one, keepdims=1) for it in (each, away))
-        return graph.op("Mul", away, graph.op("Div", error, graph.op("Max", whole, graph.const(TINY))))
+        error, whole = graph.total(each, self.worst, n_features), graph.total(away, n_features, n_features)
+        return graph.op("Mul", away, graph.op("Div", error, graph.op("Max", whole, graph.number(TINY))))
 
     def _squared(self, graph: Graph, z: str, positions: int, n_features: int, known: str | None) -> str:
         squared = graph.op("Mul", z, z)
@@ -249,7 +248,7 @@ class Summed(ErrorForm):
         if known is not None:
             squared = graph.op("Mul", squared, known)
         each = _summed(graph, squared, positions, n_features)
-        return graph.op("Add", each, graph.const(self.offset / self.n_features)) if self.offset else each
+        return graph.op("Add", each, graph.number(self.offset / self.n_features)) if self.offset else each
 
     def arrays(self) -> dict[str, NDArray[np.floating]]:
         """See `ErrorForm`."""
@@ -292,7 +291,7 @@ class Euclidean(ErrorForm):
             squared = graph.op("Mul", squared, known)
         each = _summed(graph, squared, positions, n_features)
         length = graph.op("Sqrt", graph.op("ReduceSum", each, graph.const([1], np.int64), keepdims=1))
-        return graph.op("Div", each, graph.op("Max", length, graph.const(TINY)))
+        return graph.op("Div", each, graph.op("Max", length, graph.number(TINY)))
 
     def arrays(self) -> dict[str, NDArray[np.floating]]:
         """See `ErrorForm`."""

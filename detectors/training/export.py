@@ -31,14 +31,14 @@ def step_graph(fitted: Fitted) -> bytes:
     graph.prefix = ""
     if fitted.combined is None:
         contribution = drawn[0]
-        return graph.finish(_score(graph, _sum(graph, contribution), fitted.views[0].calibration), contribution)
+        return graph.finish(_score(graph, contribution, fitted.views[0].calibration), contribution)
     shares = [
         _shared(graph, each, view.calibration, len(drawn)) for each, view in zip(drawn, fitted.views, strict=True)
     ]
     contribution = shares[0]
     for share in shares[1:]:
         contribution = graph.op("Add", contribution, share)
-    return graph.finish(_score(graph, _sum(graph, contribution), fitted.combined), contribution)
+    return graph.finish(_score(graph, contribution, fitted.combined), contribution)
 
 
 def _point(graph: Graph, scaler: Scaler, stride: int, *, carry: bool) -> tuple[str, str | None]:
@@ -72,15 +72,14 @@ def _contribution(graph: Graph, fitted: Fitted, member: Network, view: View, poi
     known = None
     if missing is not None:
         window = member.draw_window(graph, missing, "missing") if member.positions > 1 else _newest(graph, missing)
-        known = graph.op("Sub", graph.const(1), window)
+        known = graph.op("Sub", graph.number(1), window)
     z = member.draw(graph, point, view.form.normal)
     each = view.form.draw(graph, z, member.positions, n_features, known)
     keep = kept(member, fitted.how)
     if not keep:
         return each
     smooth = graph.state("smooth", (n_features,))
-    moved = graph.op("Mul", graph.op("Sub", smooth, each), graph.const(keep))
-    now = graph.op("Add", each, moved)
+    now = graph.mixed(smooth, np.full(n_features, keep, np.float32), each, share=1 - keep)
     graph.carry(smooth, now)
     return now
 
@@ -93,32 +92,32 @@ def _newest(graph: Graph, points: str) -> str:
     return graph.op("Slice", points, *(graph.const([at], np.int64) for at in (first, last, 1)))
 
 
-def _sum(graph: Graph, contribution: str) -> str:
-    return graph.op("ReduceSum", contribution, graph.const([1], np.int64), keepdims=1)  # [B, 1]
-
-
 def _shared(graph: Graph, contribution: str, calibration: Calibration, members: int) -> str:
     """A member's part of the mean score, spread over features as they contribute to its error: [B, F]."""
-    error = _sum(graph, contribution)
-    score = graph.op("Mul", _calibrated(graph, error, calibration), graph.const(1 / members))
-    return graph.op("Mul", contribution, graph.op("Div", score, graph.op("Max", error, graph.const(1e-12))))
+    error = graph.op("ReduceSum", contribution, graph.const([1], np.int64), keepdims=1)  # [B, 1]
+    score = graph.op("Mul", _calibrated(graph, error, 1, calibration), graph.number(1 / members))
+    return graph.op("Mul", contribution, graph.op("Div", score, graph.op("Max", error, graph.number(1e-12))))
 
 
-def _score(graph: Graph, error: str, calibration: Calibration) -> str:
-    return graph.op("Squeeze", _calibrated(graph, error, calibration), graph.const([1], np.int64))  # [B]
+def _score(graph: Graph, contribution: str, calibration: Calibration) -> str:
+    score = _calibrated(graph, contribution, graph.n_features, calibration)
+    return graph.op("Squeeze", score, graph.const([1], np.int64))  # [B]
 
 
-def _calibrated(graph: Graph, error: str, calibration: Calibration) -> str:
-    """Piecewise linear up to the last knot, generalised Pareto beyond: [B, 1] -> [B, 1]."""
+def _calibrated(graph: Graph, parts: str, n_parts: int, calibration: Calibration) -> str:
+    """Piecewise linear up to the last knot, generalised Pareto beyond: parts of the error [B, n_parts] -> [B, 1].
+
+    Products with the parts sum them up, move and scale them at once: the share of each gap that lies below the error,
+    and what it is beyond the last knot.
+    """
     gaps, rises = np.diff(calibration.knots), np.diff(calibration.levels)
-    inside = graph.op("Sub", error, graph.const(calibration.knots[:-1]))
-    share = graph.op("Clip", graph.op("Mul", inside, graph.const(1 / gaps)), graph.const(0), graph.const(1))  # [B, K-1]
-    below = graph.op("MatMul", share, graph.const(rises[:, None]))
-    over = graph.op("Relu", graph.op("Sub", error, graph.const(calibration.knots[-1])))
-    grown = graph.op("Mul", over, graph.const(calibration.tail_shape / calibration.tail_scale))
-    log = graph.op("Log", graph.op("Add", grown, graph.const(1)))
-    tail = graph.op("Mul", log, graph.const(1 / (calibration.tail_shape * math.log(10))))
-    return graph.op("Add", below, tail)
+    inside = graph.affine(parts, np.tile(1 / gaps, (n_parts, 1)), -calibration.knots[:-1] / gaps)
+    share = graph.op("HardSigmoid", inside, alpha=1.0, beta=0.0)  # [B, K-1], cut to 0 ... 1
+    steep = calibration.tail_shape / calibration.tail_scale
+    grown = graph.affine(parts, np.full((n_parts, 1), steep), [1 - steep * calibration.knots[-1]])
+    log = graph.op("Log", graph.op("Max", grown, graph.number(1)))
+    tail = 1 / (calibration.tail_shape * math.log(10))
+    return graph.op("Gemm", share, graph.const(rises[:, None]), log, beta=tail)
 
 
 def to_bundle(

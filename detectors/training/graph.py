@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from detectors.runtime import CONTRIBUTION, NEXT_SUFFIX, SCORE, STATE_PREFIX, VALUES
 
 OPSET = 17  # ONNX 1.12 (2022): old enough for every runtime in use, new enough for all we need
 IR_VERSION = 8
+NARROW = 32
+"""Up to so many columns a product with a small matrix is faster than what it stands for, a broadcast along rows."""
 ML_DOMAIN, ML_OPSET = "ai.onnx.ml", 3
 
 
@@ -41,6 +43,10 @@ class Graph:
         self._constants.append(numpy_helper.from_array(np.ascontiguousarray(value, dtype), name))
         return name
 
+    def number(self, value: float) -> str:
+        """A constant [1, 1]: beside a signal [B, 1] ONNX Runtime goes from row to row with a scalar."""
+        return self.const([[value]])
+
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """An operation with one output."""
         return self.ops(kind, *inputs, outputs=1, **attributes)[0]
@@ -59,6 +65,20 @@ class Graph:
     def affine(self, signal: str, weight: ArrayLike, bias: ArrayLike) -> str:
         """The product of signal [B, in] and weight [in, out], plus bias [out]."""
         return self.op("Gemm", signal, self.const(weight), self.const(bias))
+
+    def mixed(self, signal: str, scale: NDArray[np.float32], added: str, share: float = 1.0) -> str:
+        """Signal [B, F] times scale [F], plus a share of added [B, F]."""
+        if len(scale) <= NARROW:
+            return self.op("Gemm", signal, self.const(np.diag(scale)), added, beta=share)
+        if share != 1:
+            added = self.op("Mul", added, self.number(share))
+        return self.op("Add", self.op("Mul", signal, self.const(scale)), added)
+
+    def total(self, signal: str, n: int, width: int) -> str:
+        """The sum over the columns of signal [B, n], as [B, width] alike ones, or as [B, 1] to be broadcast."""
+        if max(n, width) <= NARROW:
+            return self.op("MatMul", signal, self.const(np.ones((n, width))))
+        return self.op("ReduceSum", signal, self.const([1], np.int64), keepdims=1)
 
     def state(self, name: str, shape: tuple[int, ...]) -> str:
         """Declares a carried state [B, *shape]; the name to read it by."""

@@ -240,7 +240,7 @@ class IsolationForest(WindowNetwork):
         if self.n_features == 1:
             return _normalised(graph, graph.op("Exp", sums), scale)
         half_log, lowers = graph.ops("Split", sums, graph.const([1, self.n_features], np.int64), outputs=2, axis=1)
-        share = graph.op("Max", lowers, graph.const(FLOOR))
+        share = graph.op("Max", lowers, graph.number(FLOOR))
         share = graph.op("Div", share, graph.op("ReduceSum", share, graph.const([1], np.int64), keepdims=1))
         return _normalised(graph, graph.op("Mul", graph.op("Sqrt", share), graph.op("Exp", half_log)), scale)
 

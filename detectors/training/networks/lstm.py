@@ -14,6 +14,8 @@ from detectors.training.networks.base import Normal, TensorState, weight
 from detectors.training.networks.stacked import Stacked
 
 GATES = 4  # torch's order: input, forget, cell, output
+PANEL = 16
+"""Columns that ONNX Runtime multiplies at once, on processors with AVX and on ARM."""
 
 
 class LSTM(Stacked):
@@ -28,25 +30,35 @@ class LSTM(Stacked):
         return signal, ended
 
     def draw(self, graph: Graph, point: str, scale: Normal) -> str:
-        """Gates as one Gemm over [x, h]: twice as fast as the LSTM operator for narrow layers, equal for wide ones."""
+        """Gates as products over [x, h]: twice as fast as the LSTM operator for narrow layers, equal for wide ones."""
         h_names = [graph.state(f"h{i}", (width,)) for i, width in enumerate(self.widths)]
         c_names = [graph.state(f"c{i}", (width,)) for i, width in enumerate(self.widths)]
         z = self.draw_head(graph, point, h_names[-1], scale)
         signal = point
         for layer, width, h, c in zip(self.layers, self.widths, h_names, c_names, strict=True):
-            gates, bias = _gates(layer, width)
             both = graph.op("Concat", signal, h, axis=1)
-            raw = graph.affine(both, gates, bias)
-            raw_sigmoid, raw_cell = graph.ops(
-                "Split", raw, graph.const([3 * width, width], np.int64), outputs=2, axis=1
-            )
-            opened = graph.op("Sigmoid", raw_sigmoid)
-            i, f, o = graph.ops("Split", opened, graph.const([width] * 3, np.int64), outputs=3, axis=1)
-            cell = graph.op("Add", graph.op("Mul", f, c), graph.op("Mul", i, graph.op("Tanh", raw_cell)))
+            i, f, o, offered = _opened(graph, both, width, *_gates(layer, width))
+            cell = graph.op("Add", graph.op("Mul", f, c), graph.op("Mul", i, offered))
             signal = graph.op("Mul", o, graph.op("Tanh", cell))
             graph.carry(h, signal)
             graph.carry(c, cell)
         return z
+
+
+def _opened(graph: Graph, both: str, width: int, weights: NDArray[np.float32], bias: NDArray[np.float32]) -> list[str]:
+    """The gates [B, H] input, forget, output, and what the cell is offered.
+
+    ONNX Runtime takes each product and its activation as one operation, and multiplies in panels of `PANEL` columns.
+    Where four products would fill many panels up with nothing, the three sigmoids share one and are split afterwards.
+    """
+    if width <= PANEL or width % PANEL == 0:
+        parts = [slice(at, at + width) for at in range(0, GATES * width, width)]
+        raw = [graph.affine(both, weights[:, part], bias[part]) for part in parts]
+        return [graph.op(kind, it) for kind, it in zip(("Sigmoid", "Sigmoid", "Sigmoid", "Tanh"), raw, strict=True)]
+    sigmoids, tangent = slice(0, 3 * width), slice(3 * width, None)
+    opened = graph.op("Sigmoid", graph.affine(both, weights[:, sigmoids], bias[sigmoids]))
+    offered = graph.op("Tanh", graph.affine(both, weights[:, tangent], bias[tangent]))
+    return [*graph.ops("Split", opened, graph.const([width] * 3, np.int64), outputs=3, axis=1), offered]
 
 
 def _gates(layer: nn.Module, width: int) -> tuple[np.ndarray, np.ndarray]:

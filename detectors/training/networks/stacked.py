@@ -155,5 +155,5 @@ class Stacked(Network):
     def draw_head(self, graph: Graph, point: str, h: str, scale: Normal) -> str:
         """Draws the normalised residual [B, F] of a point, from the top layer's h after the point before."""
         weights, bias = linear(self.head)
-        predicted = graph.affine(h, weights * scale.inverse, (bias + scale.center) * scale.inverse)
-        return graph.op("Sub", graph.op("Mul", point, graph.const(scale.inverse)), predicted)
+        predicted = graph.affine(h, -weights * scale.inverse, -(bias + scale.center) * scale.inverse)
+        return graph.mixed(point, scale.inverse, predicted)
