@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,7 @@ def cycle_job(
     frontier_first: bool = True,
     dry_run: bool = False,
     fresh: bool = False,
+    on_devices: bool = False,
     seed: int | None = None,
     threads: int = TRAINING_THREADS,
 ) -> dict[str, Any]:
@@ -96,6 +97,7 @@ def cycle_job(
         frontier_first: Pick from a frontier before the parent is updated; that happens where nothing was picked.
         dry_run: Only say what would be done.
         fresh: Do not pick from a frontier, even where there is one.
+        on_devices: Devices of the class say what a step costs, not this machine.
         seed: Instead of the configured one.
         threads: For training.
 
@@ -112,6 +114,7 @@ def cycle_job(
         "frontier_first": frontier_first,
         "dry_run": dry_run,
         "fresh": fresh,
+        **_where(device_class, on_devices),
     }
 
 
@@ -122,6 +125,7 @@ def round_job(
     budgets: Mapping[str, Budget],
     *,
     history: Sequence[Path],
+    on_devices: Collection[str] = (),
     threads: int = TRAINING_THREADS,
 ) -> dict[str, Any]:
     """Update the parent, and make a child of it for each device class that has a budget.
@@ -132,6 +136,7 @@ def round_job(
         config: Its gates and seed.
         budgets: What a step may cost on each class; a class without a budget serves the parent.
         history: Segments to train, calibrate and judge on, oldest first.
+        on_devices: Classes whose devices say what a step costs, not this machine.
         threads: For training.
 
     Raises:
@@ -144,7 +149,10 @@ def round_job(
         "kind": "round",
         "version": store.catalog.next_version(name),
         "batch": budgets[base].batch if base in budgets else DEFAULT_BATCH,
-        "classes": [{"device_class": it, "budget": budget.for_trainer()} for it, budget in pruned.items()],
+        "classes": [
+            {"device_class": it, "budget": budget.for_trainer(), **_where(it, it in on_devices)}
+            for it, budget in pruned.items()
+        ],
         "unpruned": [device_class for device_class in budgets if device_class not in pruned],
     }
 
@@ -184,6 +192,42 @@ def frontier_job(
         "batch": batch,
         "points": points,
     }
+
+
+def probe_job(
+    store: Store, name: str, device_class: str, *, batch: int, graphs: int, threads: int = TRAINING_THREADS
+) -> dict[str, Any]:
+    """Write the graphs that devices of a class measure for the latency table of the parent its cycles start from.
+
+    Args:
+        store: Where they are kept.
+        name: The detector.
+        device_class: The class.
+        batch: Points a step.
+        graphs: About so many at most.
+        threads: For training, of which there is none.
+
+    Raises:
+        PreconditionError: nothing has been fitted yet.
+    """
+    parent = parent_version(store, name, device_class)
+    return {
+        "kind": "probe",
+        "store": str(store.root),
+        "detector": name,
+        "device_class": device_class,
+        "parent": {"hash": parent.parent_hash, "version": store.catalog.bundle(parent.parent_hash).version},
+        "batch": batch,
+        "graphs": graphs,
+        **_where(device_class, True),
+        "seed": 0,
+        "threads": threads,
+    }
+
+
+def _where(device_class: str, on_devices: bool) -> dict[str, Any]:
+    """What a table is of that is not of this machine."""
+    return {"where": {"device_class": device_class}} if on_devices else {}
 
 
 def _from_parent(
