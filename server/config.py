@@ -22,6 +22,7 @@ from detectors.bundle import NAME_PATTERN
 from detectors.errors import InvalidInputError, NotFoundError
 from server.complaints import as_input_error, nearest
 from server.loop_settings import ParentGate, Probation, Schedule, Section, Triggers, VersionRetention
+from server.measuring_settings import Measuring
 from server.quantities import Bytes, Seconds
 
 HUB = "hub"
@@ -279,6 +280,8 @@ class Settings(BaseSettings):
     """Fits and cycles that may run at once, never two of one detector. Each keeps a core busy."""
     trainer_memory: Bytes | None = Field(default=None, ge=64 << 20)
     """Data that one of them may hold; None: no limit. One that needs more fails, and nothing else does."""
+    measuring: Measuring = Measuring()
+    """What devices measure for their class, and how long is waited for them."""
     history_flush_seconds: Seconds = 5.0
     """How often points seen are made durable; a crash loses at most so much history."""
     series_checkpoint_seconds: Seconds = 60.0

@@ -81,6 +81,7 @@ def cycle_job(
     dry_run: bool = False,
     fresh: bool = False,
     on_devices: bool = False,
+    base: int | None = None,
     seed: int | None = None,
     threads: int = TRAINING_THREADS,
 ) -> dict[str, Any]:
@@ -98,6 +99,7 @@ def cycle_job(
         dry_run: Only say what would be done.
         fresh: Do not pick from a frontier, even where there is one.
         on_devices: Devices of the class say what a step costs, not this machine.
+        base: The version whose parent is pruned; None: that which serves on the class.
         seed: Instead of the configured one.
         threads: For training.
 
@@ -106,7 +108,7 @@ def cycle_job(
         PreconditionError: nothing has been fitted yet, or there is no history.
     """
     return {
-        **_from_parent(store, name, config, device_class, history, seed, threads),
+        **_from_parent(store, name, config, device_class, history, seed, threads, base),
         "kind": "cycle",
         "version": store.catalog.next_version(name),
         "budget": budget.for_trainer(),
@@ -238,6 +240,7 @@ def _from_parent(
     history: Sequence[Path],
     seed: int | None,
     threads: int,
+    base: int | None = None,
 ) -> dict[str, Any]:
     """What all jobs say that prune a parent."""
     check_device_class(device_class)
@@ -247,7 +250,7 @@ def _from_parent(
             field="data",
             hint="Stream points to it, or give --data.",
         )
-    parent = parent_version(store, name, device_class)
+    parent = parent_version(store, name, device_class, base)
     return {
         "store": str(store.root),
         "detector": name,
@@ -293,8 +296,8 @@ def served_parent(store: Store, name: str) -> str | None:
     return parent_version(store, name, HUB).parent_hash if store.catalog.versions(name) else None
 
 
-def parent_version(store: Store, name: str, device_class: str) -> VersionRow:
-    """The version whose parent a cycle starts from: the one that serves on the class, else the newest.
+def parent_version(store: Store, name: str, device_class: str, base: int | None = None) -> VersionRow:
+    """The version whose parent a cycle starts from: `base`, else the one that serves on the class, else the newest.
 
     Raises:
         PreconditionError: nothing has been fitted yet.
@@ -302,6 +305,8 @@ def parent_version(store: Store, name: str, device_class: str) -> VersionRow:
     versions = store.catalog.versions(name)
     if not versions:
         raise PreconditionError(f"{name!r} has no version yet.", field="name", hint="Fit it first.")
+    if base is not None:
+        return next((version for version in versions if version.version == base), versions[-1])
     serving = store.catalog.serving(name, device_class)
     if serving is None:
         return versions[-1]

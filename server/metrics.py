@@ -107,6 +107,12 @@ class Metrics:
         self.cycles = Counter(
             "prunewatch_cycles", "Cycles that ended.", [DETECTOR, CLASS, "trigger", "outcome"], registry=r
         )
+        self.probes = Counter(
+            "prunewatch_probes",
+            "Answers of devices that were asked what graphs cost, by what became of them.",
+            [CLASS, "outcome"],
+            registry=r,
+        )
         self.adoptions = Counter(
             "prunewatch_adoptions",
             "Probations of adopted versions that ended.",

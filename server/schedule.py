@@ -58,7 +58,7 @@ class Scheduler:
         self._roster = roster
         self._maintenance = maintenance
         self._pace = maintenance.pace
-        self._sentry = Sentry(roster, maintenance, monotonic)
+        self.sentry = Sentry(roster, maintenance, monotonic)
         self._clock = clock
         self._monotonic = monotonic
         self._held: dict[str, float] = {}
@@ -96,7 +96,7 @@ class Scheduler:
         rows = self._pace.take_all() if everything else self._pace.take_changed()
         if rows:
             await asyncio.to_thread(self._roster.catalog.keep_paces, rows)
-        await self._sentry.save(everything=everything)
+        await self.sentry.save(everything=everything)
 
     async def _look_at(self, hosted: HostedDetector) -> None:
         name = hosted.name
@@ -106,7 +106,7 @@ class Scheduler:
             if not self._pace.is_open(name):
                 await self._open(hosted, config)
             self._pace.advance(name, hosted.accepted)
-            await self._sentry.look_at(hosted, config)
+            await self.sentry.look_at(hosted, config)
         if busy or self._monotonic() < self._held.get(name, 0.0):
             return
         self._held.pop(name, None)
@@ -168,7 +168,7 @@ class Scheduler:
             self._hold(name)
             return
         await self._maintenance.cycle(name, classes, trigger=demand.trigger, cause=demand.cause)
-        self._sentry.forget(name)
+        self.sentry.forget(name)
         every = config.schedule.prune_every if demand.trigger == "schedule" else None
         for device_class in classes:
             budget = in_words(self._roster.budget_of(device_class))
@@ -183,7 +183,7 @@ class Scheduler:
         demand = None
         if config.triggers.config_change:
             demand = reconfigured(name, config, self._pace, self._roster.budget_of)
-        demand = demand or await self._sentry.demand(hosted, config)
+        demand = demand or await self.sentry.demand(hosted, config)
         if demand is None:
             return None
         cycles = await asyncio.to_thread(self._roster.catalog.cycles, name, REMEMBERED_CYCLES)

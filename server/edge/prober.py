@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -161,7 +161,7 @@ class _Run:
         self._thrown_away = 0
         self._late = False
 
-    def slices(self) -> Iterator[float]:
+    def slices(self) -> Generator[float, None, None]:
         """Does the work, a few milliseconds at a time; yields how long to let others go first."""
         self._core = _pinned()
         reference, *others = dict.fromkeys(graph.sha256 for graph in self._probe.graphs)
