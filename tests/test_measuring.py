@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import os
+import signal
+import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +18,7 @@ from conftest import QUICK_TRAINER, Hub, eventually, hub_settings, publish
 from graphs import ewma_bundle
 from quick_trainer import REJECT
 
+from detectors.failpoints import VARIABLE
 from prunewatch.client import Client
 from pruning.costs import Table
 from server.config import Budget
@@ -158,9 +163,11 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     clock, fleet, adopted = Clock(), Fleet({"north": 150.0, "south": 160.0, "west": 170.0}), []
     hub = Hub(hub_settings(tmp_path, device_classes=CLASSES), trainer=QUICK_TRAINER, clock=clock)
     await hub.start()
-    await stocked(hub)
-    yield Bench(hub, fleet, clock, measuring_of(hub, fleet, clock, adopted), adopted)
-    await hub.stop()
+    try:
+        await stocked(hub)
+        yield Bench(hub, fleet, clock, measuring_of(hub, fleet, clock, adopted), adopted)
+    finally:
+        await hub.stop()
 
 
 # Tables
@@ -362,7 +369,7 @@ async def test_what_has_changed_meanwhile_is_not_undone(bench: Bench) -> None:
     """Another version has come to serve on the class: the child is given up, and so it is where the class is pinned."""
     await bench.settled()
     await bench.pruned()
-    await publish(bench.hub, ewma_bundle("pump", 3, alpha=0.3), device_classes=["pi4"])
+    await publish(bench.hub, ewma_bundle("pump", 3), device_classes=["pi4"])
     await bench.measuring.look()
     overtaken = bench.cycles()[0]
     await bench.settled()
@@ -453,7 +460,7 @@ async def test_what_waits_waits_on_over_a_restart(bench: Bench, tmp_path: Path) 
     first, *others = bench.fleet.answers()
     bench.measuring.on_probe("pi4", first)
     await bench.measuring.look()
-    await bench.hub.stop()
+    await bench.hub.stop()  # again in the fixture, which does no harm
 
     again = Hub(hub_settings(tmp_path, device_classes=CLASSES), trainer=QUICK_TRAINER, clock=bench.clock)
     await again.start()
@@ -472,6 +479,58 @@ async def test_what_waits_waits_on_over_a_restart(bench: Bench, tmp_path: Path) 
     assert served is not None
     assert served.version == 2
     assert again.store.root.joinpath("bundles", row.result["child"]["hash"]).is_dir()
+
+
+LIFE = """
+import asyncio, sys
+from pathlib import Path
+from test_measuring import life
+asyncio.run(life(Path(sys.argv[1])))
+"""
+
+
+async def life(folder: Path) -> None:
+    """A hub whose child waits, is asked about, measured and adopted, unless it dies before."""
+    clock, fleet, adopted = Clock(), Fleet({"north": 150.0}), []
+    hub = Hub(hub_settings(folder, device_classes=CLASSES), trainer=QUICK_TRAINER, clock=clock)
+    await hub.start()
+    await stocked(hub)
+    bench = Bench(hub, fleet, clock, measuring_of(hub, fleet, clock, adopted), adopted)
+    await bench.settled()
+    await bench.pruned()
+    await bench.measuring.look()
+    await bench.answered()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("step", "outcome"),
+    [
+        ("publish.committed:2", "awaiting_device"),  # the first publication is the fit's
+        ("candidate.asked", "awaiting_device"),
+        ("candidate.adopted", "adopted"),
+    ],
+)
+async def test_a_crash_loses_nothing_that_waits(step: str, outcome: str, tmp_path: Path) -> None:
+    """Kill -9 at each step: the child is gone, waits, or serves; what waits is measured by the next process."""
+    dead = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", LIFE, str(tmp_path)),
+        env={**os.environ, VARIABLE: step, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+    )
+    assert await asyncio.wait_for(dead.wait(), 60) == -signal.SIGKILL
+
+    clock, fleet, adopted = Clock(), Fleet({"north": 150.0}), []
+    hub = Hub(hub_settings(tmp_path, device_classes=CLASSES), trainer=QUICK_TRAINER, clock=clock)
+    await hub.start()
+    bench = Bench(hub, fleet, clock, measuring_of(hub, fleet, clock, adopted), adopted)
+    found = bench.cycles()[0].outcome
+    await bench.measuring.look()
+    await bench.answered()
+    serving = bench.serving()
+    await hub.stop()
+
+    assert found == outcome
+    assert serving == 2
 
 
 # What serves
