@@ -28,6 +28,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 SECTIONS = {
     "": config.Settings,
+    "measuring.": config.Measuring,
     "device_classes.CLASS.": config.Budget,
     "detectors.NAME.": config.DetectorConfig,
     "detectors.NAME.error.": config.ErrorSettings,
