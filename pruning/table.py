@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 
 from detectors.training.export import step_graph
+from detectors.training.fit import seeded
 from detectors.training.fitted import Fitted
 from detectors.training.light import light_graph
 from detectors.training.networks import Network
@@ -125,7 +126,8 @@ def probe_grid(
     wanted = _coarser(fitted.network, most)
     names, sizes, graphs = {}, {}, {}
     for key, units in _distinct(wanted).items():
-        whole = graph_of(fitted, units)
+        with seeded(0):  # what is left of untrained weights is the same each time
+            whole = graph_of(fitted, units)
         light = light_graph(whole)
         sha256 = hashlib.sha256(light).hexdigest()
         names[key], sizes[sha256], graphs[sha256] = sha256, len(whole), light

@@ -65,6 +65,12 @@ def test_a_light_graph_is_the_same_graph_without_weights(kind: str, tmp_path: Pa
     assert len(light) < len(whole)
 
 
+@pytest.mark.parametrize("kind", ["lstm", "gru", "autoencoder", "conv_autoencoder", "ensemble"])
+def test_detectors_of_the_same_shape_have_the_same_graphs(kind: str) -> None:
+    """To the byte, whatever they learned: devices that have measured one need not measure the other."""
+    assert light_graph(step_graph(untrained(kind, 4, seed=1))) == light_graph(step_graph(untrained(kind, 4, seed=2)))
+
+
 def test_a_forest_keeps_its_trees() -> None:
     """Time depends on them: nothing is left out."""
     forest = untrained("isolation_forest", 3, trees=3, samples=16)
@@ -101,6 +107,14 @@ def test_a_grid_that_is_too_fine_is_made_coarser(most: int) -> None:
         for name, widths in level.alone.items():
             assert level.units[name] in widths
             assert set(widths) <= set(grid(wide.network.units[name]))
+
+
+@pytest.mark.parametrize("kind", ["lstm", "lstm_autoencoder", "variational_autoencoder"])
+def test_a_grid_that_is_drawn_again_is_the_same(kind: str) -> None:
+    """Graph by graph, so that what devices have measured of it still counts."""
+    parent = untrained(kind, 4)
+
+    assert probe_grid(parent, BATCH, PI, 8) == probe_grid(parent, BATCH, PI, 8)
 
 
 def test_a_grid_comes_back_from_json() -> None:

@@ -1,7 +1,9 @@
 """Step graphs without their weights, to be measured: a few kilobytes that cost what the whole graph costs.
 
 Weights of products become one number in a shape. A runtime writes them out when it loads the graph (constants are
-folded), packs them like any other, and multiplies as it would: time does not depend on values.
+folded), packs them like any other, and multiplies as it would: time does not depend on values. What is added and
+multiplied becomes that number too, so that detectors of the same shape have the same graphs, to the byte: whatever
+they learned, and whenever they are drawn.
 """
 
 from __future__ import annotations
@@ -11,10 +13,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 FEWEST = 64
-"""Numbers of a tensor that is worth it."""
+"""Numbers of a tensor that is shorter as a shape."""
 PRODUCTS = ("Gemm", "MatMul", "Conv", "ConvTranspose")
+ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Max")
 VALUE = 1 / 64
-"""Small enough that nothing overflows; neither 0 nor 1, which a runtime might leave out."""
+"""Small enough that nothing overflows, and neither 0 nor 1, which a runtime might leave out.
+
+Each tensor has a little more than the one before, since a runtime computes once what is there twice."""
 
 
 def light_graph(graph: bytes) -> bytes:
@@ -24,16 +29,25 @@ def light_graph(graph: bytes) -> bytes:
         graph: A step graph.
     """
     model = onnx.load_from_string(graph)
-    weights = {name for node in model.graph.node if node.op_type in PRODUCTS for name in node.input[1:]}
+    learned = {
+        name
+        for node in model.graph.node
+        if node.op_type in PRODUCTS + ELEMENTWISE
+        for name in (node.input[1:] if node.op_type in PRODUCTS else node.input)
+    }
+    learned -= {name for node in model.graph.node if node.op_type not in PRODUCTS + ELEMENTWISE for name in node.input}
     kept, shapes, nodes = [], [], []
-    for tensor in model.graph.initializer:
-        if tensor.name in weights and tensor.data_type == TensorProto.FLOAT and np.prod(tensor.dims) >= FEWEST:
+    for place, tensor in enumerate(model.graph.initializer):
+        value = VALUE * (1 + place / len(model.graph.initializer))
+        if tensor.name not in learned or tensor.data_type != TensorProto.FLOAT:
+            kept.append(tensor)
+        elif np.prod(tensor.dims) < FEWEST:
+            kept.append(numpy_helper.from_array(np.full(tuple(tensor.dims), value, np.float32), tensor.name))
+        else:
             shape = f"{tensor.name}.shape"
             shapes.append(numpy_helper.from_array(np.array(tensor.dims, np.int64), shape))
-            value = numpy_helper.from_array(np.array([VALUE], np.float32))
-            nodes.append(helper.make_node("ConstantOfShape", [shape], [tensor.name], value=value))
-        else:
-            kept.append(tensor)
+            filled = numpy_helper.from_array(np.array([value], np.float32))
+            nodes.append(helper.make_node("ConstantOfShape", [shape], [tensor.name], value=filled))
     nodes += model.graph.node
     del model.graph.node[:]
     model.graph.node.extend(nodes)
