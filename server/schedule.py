@@ -58,12 +58,17 @@ class Scheduler:
         self._roster = roster
         self._maintenance = maintenance
         self._pace = maintenance.pace
-        self.sentry = Sentry(roster, maintenance, monotonic)
+        self._sentry = Sentry(roster, maintenance, monotonic)
         self._clock = clock
         self._monotonic = monotonic
         self._held: dict[str, float] = {}
         """Until when a detector is left alone."""
         self._saved = self._saved_all = monotonic()
+
+    @property
+    def sentry(self) -> Sentry:
+        """What watches drift and budgets."""
+        return self._sentry
 
     async def run(self) -> None:
         """Looks twice a second until cancelled."""
@@ -96,7 +101,7 @@ class Scheduler:
         rows = self._pace.take_all() if everything else self._pace.take_changed()
         if rows:
             await asyncio.to_thread(self._roster.catalog.keep_paces, rows)
-        await self.sentry.save(everything=everything)
+        await self._sentry.save(everything=everything)
 
     async def _look_at(self, hosted: HostedDetector) -> None:
         name = hosted.name
@@ -106,7 +111,7 @@ class Scheduler:
             if not self._pace.is_open(name):
                 await self._open(hosted, config)
             self._pace.advance(name, hosted.accepted)
-            await self.sentry.look_at(hosted, config)
+            await self._sentry.look_at(hosted, config)
         if busy or self._monotonic() < self._held.get(name, 0.0):
             return
         self._held.pop(name, None)
@@ -168,7 +173,7 @@ class Scheduler:
             self._hold(name)
             return
         await self._maintenance.cycle(name, classes, trigger=demand.trigger, cause=demand.cause)
-        self.sentry.forget(name)
+        self._sentry.forget(name)
         every = config.schedule.prune_every if demand.trigger == "schedule" else None
         for device_class in classes:
             budget = in_words(self._roster.budget_of(device_class))
@@ -183,7 +188,7 @@ class Scheduler:
         demand = None
         if config.triggers.config_change:
             demand = reconfigured(name, config, self._pace, self._roster.budget_of)
-        demand = demand or await self.sentry.demand(hosted, config)
+        demand = demand or await self._sentry.demand(hosted, config)
         if demand is None:
             return None
         cycles = await asyncio.to_thread(self._roster.catalog.cycles, name, REMEMBERED_CYCLES)
