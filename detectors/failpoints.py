@@ -53,6 +53,8 @@ STEPS = {
     "backup.before_rename": "a backup is written beside its place",
     "restore.before_catalog": "all of a backup but its catalog is in its place",
     "rebuild.before_rename": "the damaged catalog is put aside, the new one is not in its place",
+    "candidate.asked": "devices are asked to measure a child that waits, and the book knows what they were asked",
+    "candidate.adopted": "devices have measured a child inside its budget and it serves, nobody follows yet",
     "table.before_rename": "a latency table is written beside its place",
     "trainer.begun": "the trainer has read its job",
     "trainer.trained": "the trainer has a detector in memory",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -54,6 +54,8 @@ class CycleOptions:
         frontier: Children of the parent to pick from, where the batch is the budget's.
         frontier_first: Pick before the parent is updated, which then happens only where nothing was picked. Else an
             updated parent has no children yet.
+        where: What the child is for, where that is not this machine (`Search`). The budget is met or missed there, so
+            a child is built once.
     """
 
     criterion: str = DEFAULT
@@ -68,6 +70,7 @@ class CycleOptions:
     tables: Tables = field(default_factory=NoTables)
     frontier: Frontier | None = None
     frontier_first: bool = True
+    where: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ def _run(
         return picked
 
     report.stage("search")
-    search = Search(dense, training, budget, how.criterion, how.seed, how.tables)
+    search = Search(dense, training, budget, how.criterion, how.seed, how.tables, how.where)
     plan = search.plan()
     if isinstance(plan, Floor):
         return Candidate(report.infeasible(dense, plan), dense, changed)
@@ -298,6 +301,7 @@ def described(search: Search, plan: Plan, updates: int) -> dict[str, object]:
         "stages": stages(before, plan.units),
         "updates": updates if trained else 0,
         "rounds": plan.rounds,
+        **({"foretold": True} if search.foretold else {}),
     }
 
 
@@ -310,13 +314,19 @@ def _meet(
     held_out: Stretches,
     report: _Report,
 ) -> tuple[Fitted, Plan, Latency, Latency]:
-    """Builds the child, measures it beside its parent, and makes it narrower while it misses the budget."""
+    """Builds the child, measures it beside its parent, and makes it narrower while it misses the budget.
+
+    What is for other machines is as fast as their table foretells, until they have measured it.
+    """
     for turn in range(CORRECTIONS):
         child = derivation.down_to(plan.units)
         report.stage("calibrate")
         child = child.recalibrated(held_out, training)
         report.stage("measure")
         child_graph = step_graph(child)
+        if search.foretold:
+            dense_time, child_time = plan.dense, plan.latency
+            break
         dense_time, child_time = measure([search.dense_graph, child_graph], budget.batch, rounds=FINAL_ROUNDS)
         if within(child_time, len(child_graph), dense_time, budget) or turn + 1 == CORRECTIONS:
             break
@@ -384,6 +394,7 @@ def _concluded(
         seed=how.seed,
         batch=budget.batch,
         tables=how.tables,
+        where=how.where,
     )
     report.stage("done")
     outcome = Outcome(

@@ -41,6 +41,7 @@ def report_on(
     seed: int,
     batch: int,
     tables: Tables,
+    where: Mapping[str, str] | None = None,
 ) -> Json:
     """What a cycle reports of the child that it built; JSON all through, no NaN.
 
@@ -54,8 +55,9 @@ def report_on(
         seed: Of the points that are looked at and of the anomalies that are injected.
         batch: Points a step, for the latency table.
         tables: Where latency tables are kept; nothing is measured.
+        where: What the table is of; None: this machine.
     """
-    table = tables.get(table_key(parent.with_network(restructured(parent.network, structure)), batch))
+    table = tables.get(table_key(parent.with_network(restructured(parent.network, structure)), batch, where))
     return {
         "criterion": criterion,
         "seed": seed,

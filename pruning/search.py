@@ -8,7 +8,7 @@ choice made again.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ from pruning.latency import measure
 from pruning.limits import limits, within
 from pruning.outcome import MARGIN, Budget, Latency, Reachable
 from pruning.structures import Structure, restructured, structures
-from pruning.table import Cost, Level, Table, Tables, Units, graph_of, level_units, table_of
+from pruning.table import Cost, Level, Table, Tables, Units, graph_of, level_units, table_key, table_of
 
 ROUNDS = 3  # of choosing, measuring the whole, and correcting the table
 USED = 0.93  # of the limit that is aimed at: a network that uses more of it is not corrected further
@@ -117,16 +117,27 @@ class Search:
         criterion: Importance by which units are kept.
         seed: Of what is looked at.
         tables: Where latency tables are kept.
+        where: What the child is for, where that is not this machine. Where there is a table of it, nothing is
+            measured here: all times are those of the table.
 
     Attributes:
         dense_graph: The parent's step graph, which everything is measured beside.
+        foretold: Whether times are those of a table of other machines.
     """
 
     def __init__(
-        self, parent: Fitted, points: Stretches, budget: Budget, criterion: str, seed: int, tables: Tables
+        self,
+        parent: Fitted,
+        points: Stretches,
+        budget: Budget,
+        criterion: str,
+        seed: int,
+        tables: Tables,
+        where: Mapping[str, str] | None = None,
     ) -> None:
         self._parent, self._points, self._budget = parent, points, budget
-        self._criterion, self._seed, self._tables = criterion, seed, tables
+        self._criterion, self._seed, self._tables, self._where = criterion, seed, tables, where
+        self.foretold = self._told(Structure()) is not None
         self.dense_graph = step_graph(parent)
         self._losses = losses(parent, points, seed)
         self._bases: dict[Structure, Fitted] = {}
@@ -195,7 +206,9 @@ class Search:
         return plan.units == self._known(plan.structure)[0].levels[-1].units
 
     def _floors(self, wanted: list[Structure]) -> list[Floor]:
-        """The narrowest widths of each structure, measured side by side."""
+        """The narrowest widths of each structure, measured side by side; foretold, of those that have a table."""
+        if self.foretold:
+            return [it for structure in wanted for it in self._foretold_floor(structure)]
         graphs, widths = [], []
         for structure in wanted:
             network = restructured(self._parent.network, structure)
@@ -207,6 +220,28 @@ class Search:
             Floor(structure, units, latency, len(graph), dense)
             for structure, units, latency, graph in zip(wanted, widths, times, graphs, strict=True)
         ]
+
+    def _foretold_floor(self, structure: Structure) -> Iterator[Floor]:
+        table = self._told(structure)
+        if table is None:
+            return
+        last, dense = table.levels[-1], self._foretold_dense()
+        yield Floor(structure, dict(last.units), self._latency(last.whole), last.whole.bytes, dense)
+
+    def _foretold_dense(self) -> Latency:
+        table = self._told(Structure())
+        assert table is not None
+        return self._latency(table.levels[0].whole)
+
+    def _told(self, structure: Structure) -> Table | None:
+        """What the table of other machines says of a structure; None: there is none."""
+        if self._where is None:
+            return None
+        network = restructured(self._parent.network, structure) if structure else self._parent.network
+        return self._tables.get(table_key(self._parent.with_network(network), self._budget.batch, self._where))
+
+    def _latency(self, cost: Cost) -> Latency:
+        return Latency(cost.p50_seconds, cost.p99_seconds, self._budget.batch)
 
     def _widest(self, floor: Floor) -> Plan | Floor:
         """Choose, measure the whole, correct, choose again: the least damaging that fits; the floor if none does."""
@@ -239,7 +274,8 @@ class Search:
     def _known(self, structure: Structure) -> tuple[Table, dict[str, Curve]]:
         if structure not in self._facts:
             base = self.base(structure)
-            table = table_of(base, self._budget.batch, self._tables)
+            told = self._told(structure) if self.foretold else None
+            table = told or table_of(base, self._budget.batch, self._tables)
             self._facts[structure] = table, damage(base, self._points, self._criterion, self._seed, self._losses)
         return self._facts[structure]
 
@@ -250,13 +286,25 @@ class Search:
         return least_damaging(nearest(table, wanted, scales), curves, lambda cost: _costs(cost, wanted, scales), most)
 
     def _measured(self, structure: Structure, units: Units, curves: Mapping[str, Curve], rounds: int) -> Plan:
-        """A plan with its whole measured beside the dense parent."""
+        """A plan with its whole measured beside the dense parent, or foretold."""
         graph = graph_of(self.base(structure), units)
-        dense, latency = measure([self.dense_graph, graph], self._budget.batch, rounds=WHOLE_ROUNDS)
+        if self.foretold:
+            dense, latency = self._foretold_dense(), self._foretold(structure, units)
+        else:
+            dense, latency = measure([self.dense_graph, graph], self._budget.batch, rounds=WHOLE_ROUNDS)
         lost = {name: curves[name].at(width) for name, width in units.items()}
         if structure:
             lost["structure"] = self._bypassing(structure)
         return Plan(structure, units, latency, len(graph), dense, lost, rounds)
+
+    def _foretold(self, structure: Structure, units: Units) -> Latency:
+        """What the table says of a whole, from the level that is nearest in widths."""
+
+        def distance(level: Level) -> float:
+            return sum(abs(math.log(level.units[name] / width)) for name, width in units.items())
+
+        table, _ = self._known(structure)
+        return self._latency(_predicted(min(table.levels, key=distance), units))
 
     def _bypassing(self, structure: Structure) -> float:
         """What layers bypassed and levers pulled do to the loss, relative to the parent's; members add up."""

@@ -11,158 +11,55 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Protocol
-from uuid import uuid4
+from dataclasses import asdict
 
-from detectors.failpoints import failpoint
 from detectors.training.export import step_graph
+from detectors.training.fit import seeded
 from detectors.training.fitted import Fitted
+from detectors.training.light import light_graph
 from detectors.training.networks import Network
+from pruning.costs import Cost, FolderTables, Grid, GridLevel, Level, NoTables, Table, Tables, Units
 from pruning.groups import prunable
 from pruning.latency import measure
 from pruning.machine import machine
 from pruning.outcome import Latency
 
-Units = dict[str, int]
+__all__ = [
+    "Cost",
+    "FolderTables",
+    "Level",
+    "NoTables",
+    "Table",
+    "Tables",
+    "Units",
+    "cost_of",
+    "graph_of",
+    "grid",
+    "level_units",
+    "measured_table",
+    "near",
+    "on_grid",
+    "probe_grid",
+    "table_key",
+    "table_of",
+]
 
 GRID = 8  # widths are multiples of a vector register; between them a network is not faster ("hysteresis", Yin 2019)
 NARROW = (1, 2, 4, 8, 12)  # widths of groups of at most two registers: of those, bytes and products are what is left
 LEVEL = 0.5  # from one level to the next
 NEAR = (0.25, 2.5)  # widths of a level's table, as shares of the level's own
 ROUNDS = 5
-VERSION = 1
+MOST_GRAPHS = 64  # that a device is asked to measure for a table
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Of a step of the whole network.
-
-    Attributes:
-        p50_seconds: See `Latency`.
-        p99_seconds: See `Latency`.
-        bytes: Of the graph.
-    """
-
-    p50_seconds: float
-    p99_seconds: float
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Level:
-    """Costs near one set of widths.
-
-    Attributes:
-        units: All widths.
-        whole: What they cost.
-        alone: For each group, what the whole costs with this one at another width.
-    """
-
-    units: Units
-    whole: Cost
-    alone: Mapping[str, Mapping[int, Cost]]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Levels from dense to floor."""
-
-    levels: tuple[Level, ...]
-
-    def to_json(self) -> str:
-        """As caches keep it."""
-        return json.dumps({"version": VERSION, "levels": [asdict(level) for level in self.levels]})
-
-    @classmethod
-    def from_json(cls, text: str) -> Table:
-        """The inverse of `to_json`.
-
-        Raises:
-            ValueError: this is none, or one of another version.
-        """
-        try:
-            content: dict[str, Any] = json.loads(text)
-            if content["version"] != VERSION:
-                raise ValueError(f"version {content['version']}")
-            if not content["levels"]:
-                raise ValueError("no levels")
-            return cls(
-                tuple(
-                    Level(
-                        {name: int(width) for name, width in level["units"].items()},
-                        Cost(**level["whole"]),
-                        {
-                            group: {int(width): Cost(**cost) for width, cost in costs.items()}
-                            for group, costs in level["alone"].items()
-                        },
-                    )
-                    for level in content["levels"]
-                )
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError("no latency table") from error
-
-
-class Tables(Protocol):
-    """A cache of tables."""
-
-    def get(self, key: str) -> Table | None:
-        """The table of a key; None if there is none that can be read."""
-
-    def put(self, key: str, table: Table) -> None:
-        """Keeps one."""
-
-
-class NoTables:
-    """Nothing is kept."""
-
-    def get(self, key: str) -> Table | None:
-        """Never any."""
-        del key
-        return None
-
-    def put(self, key: str, table: Table) -> None:
-        """Forgets it."""
-
-
-class FolderTables:
-    """Tables as files of a folder; it may be emptied at any time.
+def table_key(fitted: Fitted, batch: int, where: Mapping[str, str] | None = None) -> str:
+    """What the times of a table depend on: shapes, trees, options, batch, runtime and machine; not on weights.
 
     Args:
-        folder: Made when it is needed.
+        fitted: The dense detector.
+        batch: Points a step.
+        where: What is measured on; None: this machine.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def get(self, key: str) -> Table | None:
-        """The table of a key; None if there is none that can be read."""
-        try:
-            return Table.from_json(self._path(key).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-
-    def put(self, key: str, table: Table) -> None:
-        """Keeps one, whole or not at all; where it can not be written it is measured again next time."""
-        partial = self._path(key).with_suffix(f".{uuid4().hex}.partial")
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            partial.write_text(table.to_json(), encoding="utf-8")
-            failpoint("table.before_rename")
-            partial.replace(self._path(key))
-        except OSError:
-            with suppress(OSError):
-                partial.unlink()
-
-    def _path(self, key: str) -> Path:
-        return self._folder / f"{key}.json"
-
-
-def table_key(fitted: Fitted, batch: int) -> str:
-    """What the times of a table depend on: shapes, trees, options, batch, runtime and machine; not on weights."""
     network = fitted.network
     facts = {
         "kind": network.kind,
@@ -173,7 +70,7 @@ def table_key(fitted: Fitted, batch: int) -> str:
         "error": asdict(fitted.how),
         "views": [view.form.name for view in fitted.views],
         "batch": batch,
-        "machine": machine(),
+        "machine": machine() if where is None else dict(where),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -194,12 +91,8 @@ def measured_table(fitted: Fitted, batch: int) -> Table:
     A level's differences are taken within the run.
     """
     network = fitted.network
-    levels = list(level_units(network))
-    wanted: list[Units] = []
-    for units in levels:
-        wanted.append(units)
-        wanted += [{**units, name: width} for name, widths in near(network, units).items() for width in widths]
-    distinct = {_key(units): units for units in wanted}
+    wanted = [(units, near(network, units)) for units in level_units(network)]
+    distinct = _distinct(wanted)
     costs = dict(zip(distinct, measured_costs(fitted, list(distinct.values()), batch), strict=True))
     return Table(
         tuple(
@@ -208,12 +101,75 @@ def measured_table(fitted: Fitted, batch: int) -> Table:
                 costs[_key(units)],
                 {
                     name: {width: costs[_key({**units, name: width})] for width in widths}
-                    for name, widths in near(network, units).items()
+                    for name, widths in around.items()
                 },
             )
-            for units in levels
+            for units, around in wanted
         )
     )
+
+
+def probe_grid(
+    fitted: Fitted, batch: int, where: Mapping[str, str], most: int = MOST_GRAPHS
+) -> tuple[Grid, dict[str, bytes]]:
+    """The networks of a table as graphs to be measured elsewhere, the dense one first.
+
+    Args:
+        fitted: The dense detector.
+        batch: Points a step.
+        where: What they will be measured on.
+        most: Graphs, about: where the grid has more of them it is made coarser.
+
+    Returns:
+        The grid, and the graphs by sha256, without their weights (`detectors.training.light`).
+    """
+    wanted = _coarser(fitted.network, most)
+    names, sizes, graphs = {}, {}, {}
+    for key, units in _distinct(wanted).items():
+        with seeded(0):  # what is left of untrained weights is the same each time
+            whole = graph_of(fitted, units)
+        light = light_graph(whole)
+        sha256 = hashlib.sha256(light).hexdigest()
+        names[key], sizes[sha256], graphs[sha256] = sha256, len(whole), light
+    levels = tuple(
+        GridLevel(
+            units,
+            names[_key(units)],
+            {name: {width: names[_key({**units, name: width})] for width in widths} for name, widths in around.items()},
+        )
+        for units, around in wanted
+    )
+    return Grid(table_key(fitted, batch, where), batch, levels, sizes), graphs
+
+
+def _distinct(wanted: list[tuple[Units, dict[str, list[int]]]]) -> dict[tuple[tuple[str, int], ...], Units]:
+    """Every network that levels speak of, once; the dense one first."""
+    found: dict[tuple[tuple[str, int], ...], Units] = {}
+    for units, around in wanted:
+        for each in [units, *({**units, name: width} for name, widths in around.items() for width in widths)]:
+            found.setdefault(_key(each), each)
+    return found
+
+
+def _coarser(network: Network, most: int) -> list[tuple[Units, dict[str, list[int]]]]:
+    """Levels and the widths near them, as fine as so many graphs allow: fewer widths first, then fewer levels."""
+    for level in (LEVEL, LEVEL**2, LEVEL**3):
+        for widths in (60, 6, 4, 3, 2, 1):
+            wanted = [
+                (units, {name: _thinned(around, units[name], widths) for name, around in near(network, units).items()})
+                for units in level_units(network, level)
+            ]
+            if len(_distinct(wanted)) <= most:
+                return wanted
+    return wanted
+
+
+def _thinned(widths: list[int], own: int, most: int) -> list[int]:
+    """So many widths at most beside a level's own, evenly among those there are, the narrowest among them."""
+    others = [width for width in widths if width != own]
+    if len(others) > most:
+        others = [others[round(i * (len(others) - 1) / max(most - 1, 1))] for i in range(most)]
+    return sorted({own, *others})
 
 
 def measured_costs(fitted: Fitted, widths: list[Units], batch: int, rounds: int = ROUNDS) -> list[Cost]:
@@ -233,14 +189,14 @@ def cost_of(latency: Latency, graph: bytes) -> Cost:
     return Cost(latency.p50_seconds, latency.p99_seconds, len(graph))
 
 
-def level_units(network: Network) -> Iterator[Units]:
-    """Widths of each level: the dense ones, then halves of every group that may lose units, down to the grid."""
+def level_units(network: Network, level: float = LEVEL) -> Iterator[Units]:
+    """Widths of each level: the dense ones, then a share of every group that may lose units, down to the grid."""
     widths = {group.name: group.width for group in prunable(network)}
     floor = {name: on_grid(1, width) for name, width in widths.items()}
     share, units = 1.0, widths
     yield units
     while units != floor:
-        share *= LEVEL
+        share *= level
         units = {name: on_grid(width * share, width) for name, width in widths.items()}
         yield units
 

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, delete, select, update
 
 from detectors.errors import AlreadyExistsError, ConflictError, NotFoundError, PreconditionError
 from detectors.failpoints import failpoint
-from server import adoptions, etags, overview_rows, retention, rows, schema
+from server import adoptions, etags, overview_rows, retention, rows, schema, waiting_rows
 from server.config import check_detector_name
 from server.gauge_rows import GaugeRows, read_gauge_rows
 from server.journal import Journal
@@ -25,6 +25,7 @@ from server.overview_rows import Overview
 from server.records import (
     AdoptionRow,
     BundleRow,
+    CycleRow,
     DetectorFacts,
     DetectorRow,
     DetectorState,
@@ -355,6 +356,39 @@ class Catalog(Journal):
                 raise PreconditionError("nothing served before.", field="version")
             rows.adopt(connection, name, device_class, target)
             return ended
+
+    def end_waiting(
+        self,
+        row: CycleRow,
+        outcome: str,
+        reason: str,
+        result: Mapping[str, Any],
+        *,
+        serving: int | None = None,
+        measurements: Iterable[Measurement] = (),
+    ) -> None:
+        """Ends a cycle whose child waited for devices; `adopted`: in the same transaction its version serves.
+
+        Args:
+            row: As it waits.
+            outcome: `adopted`, `rejected` or `corrected`.
+            reason: Why.
+            result: As the book keeps it from now on.
+            serving: The version that served on the class when it began to wait.
+            measurements: What devices measured.
+
+        Raises:
+            ConflictError: it does not wait any more, or another version serves than did.
+            PreconditionError: what serves is pinned.
+        """
+        with self._changing(row.detector) as connection:
+            waiting_rows.change(
+                connection, row.id, outcome=outcome, reason=reason, result=dict(result), ended=self.clock()
+            )
+            for measurement in measurements:
+                self._record(connection, measurement)
+            if outcome == "adopted":
+                waiting_rows.adopt(connection, row, serving, self.clock())
 
     def proven_before(self, adoption: AdoptionRow) -> int | None:
         """The last version before one on probation that has proven itself: what serves again if it goes back."""

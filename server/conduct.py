@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from detectors.served import Served
-from pruning.latency import interleaved, stepping
+from detectors.timing import interleaved, stepping
 from server.loop_settings import Probation
 from server.usage import Usage
 

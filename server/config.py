@@ -23,6 +23,7 @@ from detectors.errors import InvalidInputError, NotFoundError
 from server.complaints import as_input_error, nearest
 from server.fleet_settings import FleetSettings
 from server.loop_settings import ParentGate, Probation, Schedule, Section, Triggers, VersionRetention
+from server.measuring_settings import Measuring
 from server.quantities import Bytes, Seconds
 from server.security.principals import Scope
 
@@ -323,6 +324,8 @@ class Settings(BaseSettings):
     """Data that one of them may hold; None: no limit. One that needs more fails, and nothing else does."""
     fleet: FleetSettings = FleetSettings()
     """Devices: how many, how new versions reach them, what they may send."""
+    measuring: Measuring = Measuring()
+    """What devices measure for their class, and how long is waited for them."""
     history_flush_seconds: Seconds = 5.0
     """How often points seen are made durable; a crash loses at most so much history."""
     series_checkpoint_seconds: Seconds = 60.0

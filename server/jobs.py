@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,8 @@ def cycle_job(
     frontier_first: bool = True,
     dry_run: bool = False,
     fresh: bool = False,
+    on_devices: bool = False,
+    base: int | None = None,
     seed: int | None = None,
     threads: int = TRAINING_THREADS,
 ) -> dict[str, Any]:
@@ -96,6 +98,8 @@ def cycle_job(
         frontier_first: Pick from a frontier before the parent is updated; that happens where nothing was picked.
         dry_run: Only say what would be done.
         fresh: Do not pick from a frontier, even where there is one.
+        on_devices: Devices of the class say what a step costs, not this machine.
+        base: The version whose parent is pruned; None: that which serves on the class.
         seed: Instead of the configured one.
         threads: For training.
 
@@ -104,7 +108,7 @@ def cycle_job(
         PreconditionError: nothing has been fitted yet, or there is no history.
     """
     return {
-        **_from_parent(store, name, config, device_class, history, seed, threads),
+        **_from_parent(store, name, config, device_class, history, seed, threads, base),
         "kind": "cycle",
         "version": store.catalog.next_version(name),
         "budget": budget.for_trainer(),
@@ -112,6 +116,7 @@ def cycle_job(
         "frontier_first": frontier_first,
         "dry_run": dry_run,
         "fresh": fresh,
+        **_where(device_class, on_devices),
     }
 
 
@@ -122,6 +127,7 @@ def round_job(
     budgets: Mapping[str, Budget],
     *,
     history: Sequence[Path],
+    on_devices: Collection[str] = (),
     threads: int = TRAINING_THREADS,
 ) -> dict[str, Any]:
     """Update the parent, and make a child of it for each device class that has a budget.
@@ -132,6 +138,7 @@ def round_job(
         config: Its gates and seed.
         budgets: What a step may cost on each class; a class without a budget serves the parent.
         history: Segments to train, calibrate and judge on, oldest first.
+        on_devices: Classes whose devices say what a step costs, not this machine.
         threads: For training.
 
     Raises:
@@ -144,7 +151,10 @@ def round_job(
         "kind": "round",
         "version": store.catalog.next_version(name),
         "batch": budgets[base].batch if base in budgets else DEFAULT_BATCH,
-        "classes": [{"device_class": it, "budget": budget.for_trainer()} for it, budget in pruned.items()],
+        "classes": [
+            {"device_class": it, "budget": budget.for_trainer(), **_where(it, it in on_devices)}
+            for it, budget in pruned.items()
+        ],
         "unpruned": [device_class for device_class in budgets if device_class not in pruned],
     }
 
@@ -186,6 +196,42 @@ def frontier_job(
     }
 
 
+def probe_job(
+    store: Store, name: str, device_class: str, *, batch: int, graphs: int, threads: int = TRAINING_THREADS
+) -> dict[str, Any]:
+    """Write the graphs that devices of a class measure for the latency table of the parent its cycles start from.
+
+    Args:
+        store: Where they are kept.
+        name: The detector.
+        device_class: The class.
+        batch: Points a step.
+        graphs: About so many at most.
+        threads: For training, of which there is none.
+
+    Raises:
+        PreconditionError: nothing has been fitted yet.
+    """
+    parent = parent_version(store, name, device_class)
+    return {
+        "kind": "probe",
+        "store": str(store.root),
+        "detector": name,
+        "device_class": device_class,
+        "parent": {"hash": parent.parent_hash, "version": store.catalog.bundle(parent.parent_hash).version},
+        "batch": batch,
+        "graphs": graphs,
+        **_where(device_class, True),
+        "seed": 0,
+        "threads": threads,
+    }
+
+
+def _where(device_class: str, on_devices: bool) -> dict[str, Any]:
+    """What a table is of that is not of this machine."""
+    return {"where": {"device_class": device_class}} if on_devices else {}
+
+
 def _from_parent(
     store: Store,
     name: str,
@@ -194,6 +240,7 @@ def _from_parent(
     history: Sequence[Path],
     seed: int | None,
     threads: int,
+    base: int | None = None,
 ) -> dict[str, Any]:
     """What all jobs say that prune a parent."""
     check_device_class(device_class)
@@ -203,7 +250,7 @@ def _from_parent(
             field="data",
             hint="Stream points to it, or give --data.",
         )
-    parent = parent_version(store, name, device_class)
+    parent = parent_version(store, name, device_class, base)
     return {
         "store": str(store.root),
         "detector": name,
@@ -249,8 +296,8 @@ def served_parent(store: Store, name: str) -> str | None:
     return parent_version(store, name, HUB).parent_hash if store.catalog.versions(name) else None
 
 
-def parent_version(store: Store, name: str, device_class: str) -> VersionRow:
-    """The version whose parent a cycle starts from: the one that serves on the class, else the newest.
+def parent_version(store: Store, name: str, device_class: str, base: int | None = None) -> VersionRow:
+    """The version whose parent a cycle starts from: `base`, else the one that serves on the class, else the newest.
 
     Raises:
         PreconditionError: nothing has been fitted yet.
@@ -258,6 +305,8 @@ def parent_version(store: Store, name: str, device_class: str) -> VersionRow:
     versions = store.catalog.versions(name)
     if not versions:
         raise PreconditionError(f"{name!r} has no version yet.", field="name", hint="Fit it first.")
+    if base is not None:
+        return next((version for version in versions if version.version == base), versions[-1])
     serving = store.catalog.serving(name, device_class)
     if serving is None:
         return versions[-1]

@@ -16,10 +16,10 @@ from sqlalchemy.exc import OperationalError
 
 from detectors.errors import NotFoundError, PrunewatchError, disk_full
 from detectors.failpoints import failpoint
-from server import anomaly_rows, feedback_rows, pace_rows, schema
+from server import anomaly_rows, feedback_rows, pace_rows, schema, waiting_rows
 from server.anomalies import Anomaly
 from server.anomaly_keeping import AnomalyQuery, Batch
-from server.records import CycleRow, FeedbackRow, Label, Measurement, OperationRow, PaceRow, WindowRow
+from server.records import AWAITING, CycleRow, FeedbackRow, Label, Measurement, OperationRow, PaceRow, WindowRow
 
 INTERRUPTED = "interrupted by a restart"
 
@@ -81,7 +81,12 @@ class Journal:
         connection.execute(
             update(table)
             .where(table.c.id == cycle, table.c.outcome == "running")
-            .values(ended=self.clock(), outcome=outcome, reason=reason, result=dict(result or {}))
+            .values(
+                ended=None if outcome == AWAITING else self.clock(),
+                outcome=outcome,
+                reason=reason,
+                result=dict(result or {}),
+            )
         )
 
     def cycles(self, detector: str, limit: int = 100) -> list[CycleRow]:
@@ -90,6 +95,16 @@ class Journal:
         query = select(table).where(table.c.detector == detector).order_by(table.c.id.desc()).limit(limit)
         with self._reading() as connection:
             return [CycleRow(**row) for row in connection.execute(query).mappings()]
+
+    def awaiting(self) -> list[CycleRow]:
+        """Cycles of all detectors whose child waits for devices, oldest first."""
+        with self._reading() as connection:
+            return waiting_rows.find(connection)
+
+    def keep_waiting(self, cycle: int, result: Mapping[str, Any]) -> None:
+        """Replaces the result of one; ConflictError if it does not wait any more."""
+        with self._writing() as connection:
+            waiting_rows.change(connection, cycle, result=dict(result))
 
     def paces(self, detector: str) -> list[PaceRow]:
         """What has passed since fits and cycles of a detector last began, as it was saved."""

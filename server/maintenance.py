@@ -7,11 +7,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from detectors.errors import PreconditionError
 from server.config import HUB, Budget
-from server.jobs import cycle_job, fit_job, frontier_job, parent_version, round_job, served_parent, start_hash
+from server.jobs import (
+    cycle_job,
+    fit_job,
+    frontier_job,
+    parent_version,
+    probe_job,
+    round_job,
+    served_parent,
+    start_hash,
+)
 from server.metrics import Metrics
 from server.pace import Pace
 from server.progress import Operations
@@ -22,14 +31,22 @@ from server.publish import (
     require_unpinned,
     unpinned,
 )
-from server.records import OperationRow, Trigger
+from server.records import CycleRow, OperationRow, Trigger
 from server.roster import Roster
 from server.training import COMMAND
 from server.uploads import Upload
+from server.waiting import Wait, Waiting
 from server.worker import Task, Worker
 
 FRONTIER = "frontier"
 """Kind of the operations that build one."""
+PROBE = "probe"
+"""Kind of those that draw the graphs which devices measure for a table."""
+WAIT_SECONDS = 7 * 86400.0
+
+
+def _no_class(_device_class: str) -> bool:
+    return False
 
 
 class Maintenance:
@@ -63,6 +80,11 @@ class Maintenance:
         self._metrics = metrics
         self.trainers = trainers
         """How many may be at work at once."""
+        self._clock = clock
+        self.by_devices: Callable[[str], bool] = _no_class
+        """Whether devices of a class say what a step costs there; of others this machine does."""
+        self.wait_seconds = WAIT_SECONDS
+        """How long a child waits for devices."""
         self._waiting: deque[Task] = deque()
         self._active: dict[str, Task] = {}
         """By detector: never two of one."""
@@ -180,6 +202,8 @@ class Maintenance:
                 f"{name!r} has seen no points.", field="name", hint="Stream points to it first, or upload them."
             )
 
+        wait = self._wait({device_class: budget})
+
         def prepare(history: Sequence[Path]) -> dict[str, Any]:
             newer = hosted.accepted > 0  # the parent follows what has been streamed; an older upload teaches it nothing
             if upload is not None:
@@ -196,6 +220,7 @@ class Maintenance:
                 frontier_first=True,  # people want an answer; what begins by itself is there for the parent to follow
                 dry_run=dry_run,
                 fresh=fresh,
+                on_devices=wait is not None,
                 seed=seed,
             )
 
@@ -206,7 +231,71 @@ class Maintenance:
                 roster.store, name, device_class, result, batch=budget.batch, cycle=cycle, probation=probation
             )
 
-        return await self._queue(name, "prune", "manual", prepare, publish, upload, (device_class,))
+        return await self._queue(name, "prune", "manual", prepare, publish, upload, (device_class,), wait=wait)
+
+    async def correct(self, row: CycleRow, budget: Budget, cause: str) -> OperationRow:
+        """Makes a narrower child where devices have measured that one misses the budget.
+
+        Args:
+            row: The cycle whose child it was.
+            budget: That makes up for what was foretold wrongly.
+            cause: What they measured, in words.
+
+        Raises:
+            PreconditionError: there are no points, what serves is pinned, or another fit or cycle is not done.
+        """
+        roster, name, device_class = self._roster, row.detector, row.device_class
+        hosted, config = roster.host.get(name), roster.config_of(name)
+        self.require_idle(name)
+        await asyncio.to_thread(require_unpinned, roster.catalog, name, device_class)
+        if not hosted.points_kept:
+            raise PreconditionError(f"{name!r} has seen no points.", field="name", hint="Stream points to it first.")
+        waited = Waiting.of(row)
+        wait = Wait({device_class: waited.budget}, self._clock() + self.wait_seconds, waited.correction + 1)
+
+        def prepare(history: Sequence[Path]) -> dict[str, Any]:
+            base = int(row.result["child"]["version"])
+            return cycle_job(
+                roster.store, name, config, device_class, budget=budget, history=history, on_devices=True, base=base
+            )
+
+        def publish(result: Mapping[str, Any], cycles: Mapping[str, int]) -> object:
+            cycle = cycles[device_class]
+            return publish_cycle(roster.store, name, device_class, result, batch=budget.batch, cycle=cycle)
+
+        trigger = cast("Trigger", row.trigger)
+        return await self._queue(name, "prune", trigger, prepare, publish, None, (device_class,), cause, wait)
+
+    async def draw_graphs(
+        self, name: str, device_class: str, *, batch: int, graphs: int, drawn: Callable[[Mapping[str, Any]], object]
+    ) -> OperationRow:
+        """Draws the graphs that devices of a class measure for their table.
+
+        Args:
+            name: The detector.
+            device_class: The class.
+            batch: Points a step.
+            graphs: About so many at most.
+            drawn: Is given the trainer's result; runs in a thread.
+
+        Raises:
+            PreconditionError: nothing was fitted yet, or a fit or cycle of it is not done.
+        """
+        roster = self._roster
+        self.require_idle(name)
+
+        def prepare(_history: Sequence[Path]) -> dict[str, Any]:
+            return probe_job(roster.store, name, device_class, batch=batch, graphs=graphs)
+
+        def publish(result: Mapping[str, Any], _cycles: Mapping[str, int]) -> object:
+            return drawn(result)
+
+        return await self._queue(name, PROBE, "schedule", prepare, publish, None)
+
+    def _wait(self, budgets: Mapping[str, Budget]) -> Wait | None:
+        """What children for those of the classes wait with that have devices; None: none has."""
+        waits = {it: budget.for_trainer() for it, budget in budgets.items() if it != HUB and self.by_devices(it)}
+        return Wait(waits, self._clock() + self.wait_seconds) if waits else None
 
     async def cycle(
         self, name: str, device_classes: Sequence[str], *, trigger: Trigger, cause: str = ""
@@ -231,14 +320,16 @@ class Maintenance:
         if not hosted.points_kept:
             raise PreconditionError(f"{name!r} has seen no points.", field="name", hint="Stream points to it first.")
         budgets = {device_class: roster.budget_of(device_class) for device_class in free}
+        wait = self._wait(budgets)
 
         def prepare(history: Sequence[Path]) -> dict[str, Any]:
-            return round_job(roster.store, name, config, budgets, history=history)
+            on_devices = wait.budgets if wait else ()
+            return round_job(roster.store, name, config, budgets, history=history, on_devices=on_devices)
 
         def publish(result: Mapping[str, Any], cycles: Mapping[str, int]) -> object:
             return publish_round(roster.store, name, result, cycles, self._on_probation(name))
 
-        return await self._queue(name, "prune", trigger, prepare, publish, None, tuple(free), cause)
+        return await self._queue(name, "prune", trigger, prepare, publish, None, tuple(free), cause, wait)
 
     async def build_frontier(
         self, name: str, device_class: str, *, batch: int, points: int, seed: int | None = None
@@ -324,9 +415,10 @@ class Maintenance:
         upload: Upload | None,
         device_classes: tuple[str, ...] = (),
         cause: str = "",
+        wait: Wait | None = None,
     ) -> OperationRow:
         operation = await self._operations.begin(kind, name)
-        task = Task(operation, trigger, prepare, publish, upload, device_classes, cause)
+        task = Task(operation, trigger, prepare, publish, upload, device_classes, cause, wait=wait)
         try:
             self.require_idle(name)  # somebody may have come first meanwhile
         except PreconditionError as error:

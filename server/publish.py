@@ -13,9 +13,10 @@ from detectors.bundle import GRAPH
 from detectors.errors import CorruptBundleError, PreconditionError
 from server.catalog import Catalog
 from server.config import DEFAULT_BATCH, HUB, DetectorConfig, load_detector_config
-from server.records import BundleRow, Cause, Ended, Measurement, VersionRow
+from server.records import AWAITING, BundleRow, Cause, Ended, Measurement, VersionRow
 from server.rejections import REJECTED_BY
 from server.store import Store
+from server.waiting import overall
 
 Given = ParamSpec("Given")
 Published = TypeVar("Published")
@@ -94,6 +95,8 @@ def publish_cycle(
 ) -> VersionRow | None:
     """Publishes and adopts the child that a cycle made; None if it was rejected or only planned.
 
+    A child that waits for devices is published, and serves nowhere.
+
     Args:
         store: Where its bundles lie.
         name: The detector.
@@ -109,8 +112,9 @@ def publish_cycle(
         PreconditionError: what serves on the class is pinned.
     """
     catalog, parent, child = store.catalog, result["parent"], result["child"]
-    if result["outcome"] != "adopted":
+    if result["outcome"] not in {"adopted", AWAITING}:
         return None
+    adopted = result["outcome"] == "adopted"
     facts = [_verified(store, made)[0] for made in (parent, child)]
     version = VersionRow(
         detector=name,
@@ -120,14 +124,17 @@ def publish_cycle(
         created=catalog.clock(),
         bundles={device_class: child["hash"]},
     )
-    ended = [] if cycle is None else [Ended(cycle, device_class, "adopted", result.get("reason", ""), result)]
+    ended = [] if cycle is None else [Ended(cycle, device_class, result["outcome"], result.get("reason", ""), result)]
     catalog.publish(
         version,
         facts,
         measurements=[
-            measured for made in (parent, child) for measured in _measured(catalog, made, device_class, batch)
+            measured
+            for made in (parent, child)
+            if adopted
+            for measured in _measured(catalog, made, device_class, batch)
         ],
-        adopt=[device_class],
+        adopt=[device_class] if adopted else [],
         ended=ended,
         probation=probation,
     )
@@ -154,25 +161,30 @@ def publish_round(
         ConflictError: another version has been published meanwhile.
     """
     catalog, parent = store.catalog, result["parent"]
-    if result["outcome"] != "adopted":
+    if result["outcome"] not in {"adopted", AWAITING}:
         return None
+    waiting = {it["device_class"]: it for it in result["children"] if it["outcome"] == AWAITING}
     adopted = {it["device_class"]: it for it in result["children"] if it["outcome"] == "adopted"}
-    bundles = {device_class: it["child"]["hash"] for device_class, it in adopted.items()}
+    bundles = {device_class: it["child"]["hash"] for device_class, it in (adopted | waiting).items()}
     if result["updated"]:
         bundles |= dict.fromkeys(result["unpruned"], parent["hash"])
     serving = {device_class: catalog.serving(name, device_class) for device_class in bundles}
-    cause: Cause = "prune" if adopted else "update"
+    cause: Cause = "prune" if adopted or waiting else "update"
     version = VersionRow(name, result["version"], parent["hash"], cause, catalog.clock(), bundles)
     catalog.publish(
         version,
-        [_verified(store, made)[0] for made in (parent, *(it["child"] for it in adopted.values()))],
+        [_verified(store, made)[0] for made in (parent, *(it["child"] for it in (adopted | waiting).values()))],
         measurements=[
             measured
             for device_class, it in adopted.items()
             for made in (it["parent"], it["child"])
             for measured in _measured(catalog, made, device_class, it["batch"])
         ],
-        adopt=[device_class for device_class, now in serving.items() if now is None or not now.pinned],
+        adopt=[
+            device_class
+            for device_class, now in serving.items()
+            if device_class not in waiting and (now is None or not now.pinned)
+        ],
         ended=ended_cycles(result, cycles),
         probation=probation,
     )
@@ -208,9 +220,9 @@ def withdrawn(result: Mapping[str, Any], device_class: str, reason: str, by: str
         return {**result, **rejected}
     children = [{**it, **rejected} if it["device_class"] == device_class else it for it in result["children"]]
     unpruned = [it for it in result["unpruned"] if it != device_class]
-    others = any(it["outcome"] == "adopted" for it in children) or (result["updated"] and unpruned)
     changed = {**result, "children": children, "unpruned": unpruned}
-    return changed if others else {**changed, **rejected}
+    outcome = overall(changed, children)
+    return {**changed, **rejected} if outcome == "rejected" else {**changed, "outcome": outcome}
 
 
 def taken_back(store: Store, name: str, bundle_hash: str) -> str:

@@ -13,6 +13,10 @@ OperationState = Literal["running", "succeeded", "failed", "cancelled"]
 Cause = Literal["fit", "update", "prune"]
 Trigger = Literal["manual", "schedule", "drift", "missed_budget", "config_change", "shift"]
 Label = Literal["anomaly", "normal"]
+AWAITING = "awaiting_device"
+"""Outcome of a cycle whose child waits until devices have measured it."""
+CORRECTED = "corrected"
+"""Of one whose child missed the budget there, so that a narrower one is made."""
 AdoptionState = Literal["probation", "kept", "rolled_back"]
 
 
@@ -116,7 +120,11 @@ class DetectorFacts:
 
 @dataclass(frozen=True)
 class CycleRow:
-    """One cycle: `outcome` is `running`, `adopted`, `rejected`, `planned` (dry run) or `failed`."""
+    """One cycle.
+
+    `outcome` is `running`, `awaiting_device`, `adopted`, `rejected`, `corrected` (devices measured that the child
+    misses the budget, and a narrower one is made), `planned` (dry run), `cancelled` or `failed`.
+    """
 
     id: int
     detector: str
@@ -140,7 +148,7 @@ class Ended:
     Attributes:
         cycle: Its number.
         device_class: The class it was for.
-        outcome: `adopted` or `rejected`.
+        outcome: `adopted`, `rejected`, or `awaiting_device`: then it has not ended yet.
         reason: Why.
         result: As the book keeps it.
     """

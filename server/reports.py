@@ -19,6 +19,8 @@ ENDED = {
     "planned": "only planned",
     "failed": "failed",
     "running": "is still running",
+    "awaiting_device": "waits for devices to measure its child",
+    "corrected": "missed the budget on devices, and a narrower child was made",
 }
 
 

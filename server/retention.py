@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Column, Connection, Table, delete, func, select
 
-from server import schema
+from server import schema, waiting_rows
 
 PAGES_KEPT = 1000
 """Cycles and adoptions of each detector, the newest."""
@@ -15,7 +15,8 @@ OPERATIONS_KEPT_SECONDS = 30 * 86400.0
 def let_versions_go(connection: Connection, name: str, keep: int) -> list[str]:
     """Forgets the versions of a detector that nothing needs, but for the newest `keep` of them.
 
-    Needed is what serves or served before on any device class, what is on probation and what would come back after it,
+    Needed is what serves or served before on any device class, what waits for devices, what is on probation and what
+    would come back after it,
     the version that the parent of a kept one was made for, and the fit that a kept one goes back to.
 
     Args:
@@ -61,7 +62,7 @@ def _kept(connection: Connection, name: str, keep: int) -> set[int]:
 
 
 def _used(connection: Connection, name: str) -> set[int]:
-    """Versions that serve, would serve after a roll back, are on probation, or that devices are to run."""
+    """Versions that serve, would serve after a roll back, are on probation, wait for devices, or are to run there."""
     serving, adoptions, releases = schema.serving, schema.adoptions, schema.releases
     on_probation = [adoptions.c.detector == name, adoptions.c.state == "probation"]
     queries = [
@@ -70,7 +71,7 @@ def _used(connection: Connection, name: str) -> set[int]:
         select(releases.c.version).where(releases.c.detector == name, releases.c.live),
     ]
     found = [version for query in queries for row in connection.execute(query) for version in row]
-    return {version for version in found if version is not None}
+    return {version for version in found if version is not None} | waiting_rows.versions(connection, name)
 
 
 def bound_book(connection: Connection, now: float) -> None:

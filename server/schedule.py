@@ -65,6 +65,11 @@ class Scheduler:
         """Until when a detector is left alone."""
         self._saved = self._saved_all = monotonic()
 
+    @property
+    def sentry(self) -> Sentry:
+        """What watches drift and budgets."""
+        return self._sentry
+
     async def run(self) -> None:
         """Looks twice a second until cancelled."""
         while True:

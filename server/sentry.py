@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from server.config import HUB, DetectorConfig
+from server.config import HUB, Budget, DetectorConfig
 from server.drift import Drift
 from server.drift_files import read_drift, write_drift
 from server.hosted import HostedDetector
@@ -18,6 +18,10 @@ from server.triggers import Demand, measured_above
 MEASURED_SECONDS = 60.0
 """The book is asked for measurements so often."""
 logger = logging.getLogger("prunewatch.sentry")
+
+
+def _nothing(_detector: str, _device_class: str, _bundle: str, _budget: Budget) -> str:
+    return ""
 
 
 class Sentry:
@@ -35,6 +39,8 @@ class Sentry:
         self._roster = roster
         self._maintenance = maintenance
         self._monotonic = monotonic
+        self.missed_on_devices: Callable[[str, str, str, Budget], str] = _nothing
+        """How a class misses its budget in use, of a detector, a class, what serves there and the budget."""
         self._measured: dict[str, tuple[float, dict[str, str]]] = {}
         """By detector: when the book was asked, and which device classes were measured above their budget."""
 
@@ -74,7 +80,12 @@ class Sentry:
         catalog = self._roster.catalog
         serving = catalog.all_serving(name)
         measurements = {it.bundle_hash: catalog.measurements(it.bundle_hash) for it in serving}
-        return measured_above(serving, measurements, self._roster.budget_of)
+        found = measured_above(serving, measurements, self._roster.budget_of)
+        for it in serving:
+            budget = self._roster.budget_of(it.device_class)
+            if how := self.missed_on_devices(name, it.device_class, it.bundle_hash, budget):
+                found.setdefault(it.device_class, how)
+        return found
 
     def forget(self, name: str) -> None:
         """Has the book asked again, after something else began to serve."""

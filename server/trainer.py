@@ -36,9 +36,10 @@ from pruning.latency import measure
 from pruning.outcome import Budget, Latency
 from pruning.parent_gate import Golden, ParentLimits, judge_parent
 from pruning.search import Floor
-from pruning.table import FolderTables
+from pruning.table import FolderTables, probe_grid
 from pruning.update import ParentJudge, Updated, updated
 from server.config import DEFAULT_BATCH
+from server.fleet.probe_graphs import write_graphs
 from server.frontiers import read_frontier, write_frontier
 from server.golden import inherit_golden, read_golden, write_golden
 from server.labelled import read_labelled
@@ -64,7 +65,7 @@ def run_job(job: Job, report: Progress) -> dict[str, Any]:
     """Runs a job of `server.jobs`.
 
     Args:
-        job: `fit`, `cycle`, `round` or `frontier`.
+        job: `fit`, `cycle`, `round`, `frontier` or `probe`.
         report: Told the stage, the share of it that is done, and a message.
 
     Returns:
@@ -75,7 +76,7 @@ def run_job(job: Job, report: Progress) -> dict[str, Any]:
     """
     torch.set_num_threads(max(1, int(job["threads"])))
     torch.set_flush_denormal(True)  # decaying LSTM cells reach subnormals, which cost a hundred cycles each
-    work = {"fit": _fit, "cycle": _cycle, "round": _round, "frontier": _frontier}[job["kind"]]
+    work = {"fit": _fit, "cycle": _cycle, "round": _round, "frontier": _frontier, "probe": _probe}[job["kind"]]
     return work(job, report)
 
 
@@ -277,7 +278,9 @@ def _cycle_options(job: Job, parent: Fitted, budget: Budget) -> CycleOptions:
         parent_judge=_parent_judge(job, parent) if job["update_parent"] else None,
         labelled=_labelled(job, parent),
         tables=FolderTables(Path(job["store"]) / TABLES),
-        frontier=None if job.get("fresh") else _kept_frontier(job, budget.batch),
+        # A frontier was measured here, and says nothing of what is for devices.
+        frontier=None if job.get("fresh") or job.get("where") else _kept_frontier(job, budget.batch),
+        where=job.get("where"),
     )
 
 
@@ -336,6 +339,15 @@ def _frontier(job: Job, report: Progress) -> dict[str, Any]:
     return stored.shown(job["detector"], job["device_class"])
 
 
+def _probe(job: Job, report: Progress) -> dict[str, Any]:
+    """Writes the graphs that devices of a class measure for the table of a parent."""
+    report("export", 0.0, "drawing networks of many widths")
+    parent = _load(job, job["parent"]["hash"])
+    grid, graphs = probe_grid(parent, job["batch"], job["where"], job["graphs"])
+    write_graphs(Path(job["store"]), graphs)
+    return {"outcome": "made", "grid": grid.to_json(), "parent": job["parent"]}
+
+
 def _published(job: Job, candidate: Candidate, stretches: list[Stretch], report: Progress) -> dict[str, Any]:
     """Writes the bundles of an adopted candidate and puts their hashes into the outcome."""
     outcome = candidate.outcome
@@ -374,7 +386,9 @@ def _published(job: Job, candidate: Candidate, stretches: list[Stretch], report:
         spans = {"data_rows", "data_first_stamp", "data_last_stamp"}
         removal = {**outcome.report, "data": _lineage("prune", stretches, job["seed"]).model_dump(include=spans)}
     made = replace(outcome, parent=parent, child=child, report=removal)
-    return {**made.to_dict(), "version": child.version if child else None}
+    foretold = bool((outcome.plan or {}).get("foretold"))
+    times = f"as devices of {job['device_class']} foretell" if foretold else "measured on the hub"
+    return {**made.to_dict(), "version": child.version if child else None, "times": times}
 
 
 def _points(job: Job, features: Sequence[str], missing: Missing) -> list[Stretch]:

@@ -9,7 +9,7 @@ from server.adoptions import back_off_until
 from server.catalog import Catalog
 from server.config import Budget, DetectorConfig
 from server.pace import COOL_DOWN, LONG_AGO, Pace, is_due
-from server.records import CycleRow, Measurement, Serving, Trigger
+from server.records import AWAITING, CORRECTED, CycleRow, Measurement, Serving, Trigger
 
 LONGEST_COOL_DOWN = 7 * 86400.0
 REMEMBERED_CYCLES = 50
@@ -129,7 +129,7 @@ def fruitless(cycles: Sequence[CycleRow]) -> int:
     """
     fruits: dict[str, bool] = {}
     for row in cycles:
-        if row.trigger in BY_THEMSELVES:
+        if row.trigger in BY_THEMSELVES and row.outcome not in {AWAITING, CORRECTED}:  # of those it is not known yet
             fruits[row.operation] = fruits.get(row.operation, False) or row.outcome == "adopted"
     row_of = list(fruits.values())
     return next((place for place, adopted in enumerate(row_of) if adopted), len(row_of))
@@ -139,6 +139,8 @@ def allowed(
     catalog: Catalog, name: str, config: DetectorConfig, device_classes: Sequence[str], now: float
 ) -> list[str]:
     """Classes for which a cycle may begin by itself: not frozen, not pinned, not backing off after a roll back.
+
+    Nor one whose last child still waits for devices: another one would take its place before it was measured.
 
     Args:
         catalog: The book.
@@ -150,10 +152,11 @@ def allowed(
     if catalog.get_detector(name).frozen:
         return []
     pinned = {it.device_class for it in catalog.all_serving(name) if it.pinned}
+    waiting = {it.device_class for it in catalog.awaiting() if it.detector == name}
     adoptions = catalog.adoptions(name)
     seconds = config.probation.back_off
     return [
         device_class
         for device_class in device_classes
-        if device_class not in pinned and back_off_until(adoptions, device_class, seconds) <= now
+        if device_class not in pinned | waiting and back_off_until(adoptions, device_class, seconds) <= now
     ]

@@ -22,6 +22,7 @@ from server.records import OperationRow, Trigger
 from server.roster import Roster
 from server.training import train
 from server.uploads import Upload
+from server.waiting import Wait, awaiting
 from server.work_metrics import WorkMetrics
 
 logger = logging.getLogger("prunewatch.worker")
@@ -44,6 +45,8 @@ class Task:
     """The trigger in words."""
     cycles: dict[str, int] = field(default_factory=dict)
     """Their numbers in the book by device class, from when they begin."""
+    wait: Wait | None = None
+    """Classes whose children wait for devices; None: there are none."""
     running: asyncio.Task[None] | None = field(default=None, repr=False)
     publishing: bool = False
     """From here on it can not be cancelled."""
@@ -150,6 +153,8 @@ class Worker:
             result = await train(job, report, self._command, memory=self._memory)
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, True)
+        if task.wait is not None:
+            result = await asyncio.to_thread(awaiting, roster.store, name, result, task.wait)
         await self._require_able(name, task, result)
         result = await self._proved(task, result, report)
         task.publishing = True

@@ -5,6 +5,7 @@ The seed of a job says how it behaves; see the constants.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -13,9 +14,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from graphs import ewma_bundle
+from graphs import ewma_bundle, ewma_graph
 
 from detectors.bundle import Bundle, write_bundle
+from pruning.costs import Grid, GridLevel
+from server.fleet.probe_graphs import write_graphs
 
 CRASH = 9001
 REFUSE = 9002
@@ -88,6 +91,17 @@ def made_round(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def drawn(job: dict[str, Any]) -> dict[str, Any]:
+    """A grid of three widths, whose graphs take longer the wider they are."""
+    graphs = {width: ewma_graph(2, wasted=width) for width in (4, 2, 1)}
+    names = {width: hashlib.sha256(graph).hexdigest() for width, graph in graphs.items()}
+    write_graphs(Path(job["store"]), {names[width]: graph for width, graph in graphs.items()})
+    levels = tuple(GridLevel({"lstm0": width}, names[width], {"lstm0": {width: names[width]}}) for width in graphs)
+    sizes = {names[width]: len(graph) for width, graph in graphs.items()}
+    grid = Grid("a" * 32, job["batch"], levels, sizes)
+    return {"outcome": "made", "grid": grid.to_json(), "parent": job["parent"]}
+
+
 def main() -> None:
     """One job."""
     job = json.loads(sys.stdin.readline())
@@ -105,6 +119,9 @@ def main() -> None:
     if job["kind"] == "fit":
         parent = make(job, len(job["features"]), "parent", gain=1.0)
         say(event="result", outcome="adopted", parent=facts(parent), rows=100)
+        return
+    if job["kind"] == "probe":
+        say(event="result", **drawn(job))
         return
     if job["kind"] == "round":
         say(event="result", **made_round(job))

@@ -35,6 +35,7 @@ SECTIONS = {
     "fleet.": fleet_settings.FleetSettings,
     "fleet.rollout.": fleet_settings.Rollout,
     "fleet.field.": fleet_settings.FieldSettings,
+    "measuring.": config.Measuring,
     "device_classes.CLASS.": config.Budget,
     "detectors.NAME.": config.DetectorConfig,
     "detectors.NAME.error.": config.ErrorSettings,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruning.latency import interleaved
+from detectors.timing import interleaved
 
 WARM_UP_CALLS = 5
 ROUND_SECONDS = 0.02  # of one module: long enough for a median, short enough to interleave

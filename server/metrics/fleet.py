@@ -16,6 +16,11 @@ class FleetMetrics(Registered):
     bundle_rejections = counter(
         "prunewatch_bundle_rejections", "Releases that devices refused, or fell back from.", CLASS, "reason"
     )
+    probes = counter(
+        "prunewatch_probes",
+        "Answers of devices that were asked what graphs cost, by what became of them.",
+        *(CLASS, "outcome"),
+    )
     field_points = counter(
         "prunewatch_field_points", "Points that devices sent, by what became of them.", DETECTOR, "outcome"
     )

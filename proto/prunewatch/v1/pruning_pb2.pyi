@@ -197,7 +197,7 @@ class CycleResult(_message.Message):
     PLAN_FIELD_NUMBER: _builtins.int
     REPORT_FIELD_NUMBER: _builtins.int
     outcome: _builtins.str
-    """`adopted`, `rejected` or `planned` (dry run)."""
+    """`adopted`, `awaiting_device`, `rejected`, `corrected` or `planned` (dry run)."""
     reason: _builtins.str
     """Why."""
     @_builtins.property
@@ -451,7 +451,9 @@ class Cycle(_message.Message):
     trigger: _builtins.str
     """What began it: `manual`, `schedule`, `drift`, `missed_budget` or `config_change`."""
     outcome: _builtins.str
-    """`running`, `adopted`, `rejected`, `planned`, `failed` or `cancelled`."""
+    """`running`, `awaiting_device` (its child waits until devices have measured it), `adopted`, `rejected`, `corrected`
+    (devices measured that it misses the budget: the next cycle makes a narrower child), `planned`, `failed` or `cancelled`.
+    """
     reason: _builtins.str
     """Why."""
     cause: _builtins.str
@@ -468,7 +470,7 @@ class Cycle(_message.Message):
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """When it ended; absent while it runs."""
+        """When it ended; absent while it runs or waits for devices."""
 
     @_builtins.property
     def result(self) -> Global___CycleResult:

@@ -27,7 +27,7 @@ from server.scoring import scoring_service
 
 REMEMBERED = 50
 """Anomalies that the page shows, the newest; nothing else keeps them here."""
-logger = logging.getLogger("prunewatch.edge")
+logger = logging.getLogger("prunewatch.edge.app")
 
 
 class Edge:
