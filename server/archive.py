@@ -9,11 +9,20 @@ from pathlib import Path
 from detectors.bundle import GRAPH, MANIFEST, MAX_FILE_BYTES, Bundle, read_bundle
 from detectors.errors import CorruptBundleError, NotFoundError
 
+RELEASE = "release.json"
+"""The signed release that asks for the bundle; for devices that take nothing else."""
 _MEMBERS = (MANIFEST, GRAPH)
+MAX_RELEASE_BYTES = 1 << 20
 
 
-def pack_bundle(folder: Path, bundle_hash: str, out: Path) -> Bundle:
+def pack_bundle(folder: Path, bundle_hash: str, out: Path, release: bytes | None = None) -> Bundle:
     """Writes a verified bundle into the tar file `out`; the same bundle always gives the same bytes.
+
+    Args:
+        folder: Where it lies.
+        bundle_hash: What it must be.
+        out: The file.
+        release: The signed release that asks for it (`Signed.to_json`); None: a device takes it on trust.
 
     Raises:
         CorruptBundleError: the bundle is not what its hash says; nothing is written.
@@ -21,8 +30,8 @@ def pack_bundle(folder: Path, bundle_hash: str, out: Path) -> Bundle:
     bundle = read_bundle(folder, bundle_hash)
     partial = out.with_name(f".{out.name}.partial")
     with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as archive:
-        for name in _MEMBERS:
-            content = (folder / name).read_bytes()
+        for name in (*_MEMBERS, *([RELEASE] if release else ())):
+            content = release if name == RELEASE and release else (folder / name).read_bytes()
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(content), 0o644
             archive.addfile(entry, io.BytesIO(content))
@@ -33,7 +42,8 @@ def pack_bundle(folder: Path, bundle_hash: str, out: Path) -> Bundle:
 def unpack_bundle(archive_file: Path, folder: Path) -> None:
     """Writes the files of a packed bundle into `folder`; verify them with `detectors.bundle.read_bundle`.
 
-    Only the two expected names are taken, as regular files: nothing in an archive decides where bytes go.
+    Only the names expected are taken, as regular files: nothing in an archive decides where bytes go. `release.json`
+    may be missing.
 
     Raises:
         NotFoundError: there is no such file.
@@ -41,9 +51,10 @@ def unpack_bundle(archive_file: Path, folder: Path) -> None:
     """
     try:
         with tarfile.open(archive_file, "r:") as archive:
-            for name in _MEMBERS:
+            for name in (*_MEMBERS, *({RELEASE} & set(archive.getnames()))):
                 entry = archive.getmember(name)
-                content = archive.extractfile(entry) if entry.isreg() and entry.size <= MAX_FILE_BYTES else None
+                limit = MAX_RELEASE_BYTES if name == RELEASE else MAX_FILE_BYTES
+                content = archive.extractfile(entry) if entry.isreg() and entry.size <= limit else None
                 if content is None:
                     raise CorruptBundleError(f"its member {name} is no file of a bundle.", field=str(archive_file))
                 (folder / name).write_bytes(content.read())

@@ -180,6 +180,27 @@ class DetectorMetrics:
             self.anomalies.inc(anomalies)
 
 
+class DeviceMetrics:
+    """What a device has beside: its link, its reports, its temperature. Not on a hub."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        r = registry
+        self.connected = Gauge("prunewatch_hub_connected", "1 while the link to the hub is open.", registry=r)
+        self.last_contact = Gauge(
+            "prunewatch_hub_last_contact_timestamp_seconds", "When the hub was last heard of; 0: never.", registry=r
+        )
+        self.outbox_bytes = Gauge("prunewatch_outbox_bytes", "Reports that wait for the hub.", registry=r)
+        self.outbox_dropped = Counter(
+            "prunewatch_outbox_dropped", "Reports that had to go for want of room.", ["kind"], registry=r
+        )
+        self.rejections = Counter(
+            "prunewatch_bundle_rejections", "Releases that were refused or given up.", [DETECTOR, "reason"], registry=r
+        )
+        self.temperature = Gauge(
+            "prunewatch_device_temperature_celsius", "Of the processor; NaN: not to be read.", registry=r
+        )
+
+
 def program_version() -> str:
     """The installed version of prunewatch."""
     try:

@@ -22,8 +22,8 @@ from server.collecting import orphaned
 from server.detector_files import read_detector_file
 from server.doctor import Finding, damaged_segments
 from server.layout import BUNDLES, CATALOG, DETECTORS, LOCK, QUARANTINE, STAGING
+from server.lock import acquire
 from server.records import DetectorFacts
-from server.store import acquire
 from server.supposed import supposed, without_lost
 
 LOST = (
