@@ -20,7 +20,7 @@ from prunewatch import inference
 from prunewatch.v1 import detectors_pb2, feedback_pb2, pruning_pb2, scoring_pb2
 from server import config, loop_settings
 from server.cli import app
-from server.metrics import Metrics
+from server.metrics import DeviceMetrics, Metrics
 from server.quantities import BYTES, SECONDS
 from server.statuses import CODES
 
@@ -166,7 +166,8 @@ def test_every_metric_family_is_documented_with_its_labels():
     """docs/metrics.md has a row for each family, under the name Prometheus shows, and for no other."""
     rows = dict(re.findall(r"^\| `(prunewatch_\w+)` \| \w+ \| ([^|]*) \|", page("metrics.md"), re.MULTILINE))
     families = {}
-    for family in vars(Metrics(CollectorRegistry())).values():
+    registry = CollectorRegistry()
+    for family in (*vars(Metrics(registry)).values(), *vars(DeviceMetrics(registry)).values()):
         if hasattr(family, "_labelnames"):
             (description,) = family.describe()
             name = description.name + ("_total" if description.type == "counter" else "")

@@ -14,11 +14,11 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from prunewatch.client import Client
-from server.metrics import BUCKETS, Metrics
+from server.metrics import BUCKETS, DeviceMetrics, Metrics
 
 LABELS = {
     *("detector", "device_class", "status", "method", "code", "way"),
-    *("quantile", "kind", "trigger", "outcome", "state"),
+    *("quantile", "kind", "trigger", "outcome", "state", "reason"),
 }
 INFO_LABELS = {"version", "bundle", "network", "python", "onnxruntime"}
 
@@ -127,9 +127,9 @@ async def test_the_process_and_the_build_are_shown(hub: Hub) -> None:
 
 def test_labels_are_bounded_and_buckets_reach_a_step() -> None:
     """No family has a label for a series, a device or a free text; histograms begin at 25 us and end at 1 s."""
-    metrics = Metrics(CollectorRegistry())
+    registry = CollectorRegistry()
 
-    for family in vars(metrics).values():
+    for family in (*vars(Metrics(registry)).values(), *vars(DeviceMetrics(registry)).values()):
         assert set(getattr(family, "_labelnames", ())) <= LABELS | INFO_LABELS
     assert (BUCKETS[0], BUCKETS[-1]) == (25e-6, 1.0)
     assert list(BUCKETS) == sorted(BUCKETS)

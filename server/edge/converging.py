@@ -198,8 +198,7 @@ class Convergence:
         if release.counter == state.counter:
             if state.given_up is not None and state.given_up.counter == release.counter:
                 return True
-            name = deployment.slots.serving
-            if name is not None and state.slots[name].bundle == release.bundle and deployment.hosted is not None:
+            if deployment.serving == (release.bundle, release.counter):
                 deployment.forget_stated()
                 return True
         if not await self._is_adoptable(deployment, release):

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from detectors.bundle import Bundle
-from detectors.errors import PrunewatchError
+from detectors.bundle import GRAPH, Bundle
+from detectors.errors import CorruptBundleError, PrunewatchError
 from detectors.served import Served
 from server.conduct import FEW_BROKEN, Race, misconduct
 from server.config import DetectorConfig, Retention
@@ -104,7 +104,6 @@ class Deployment:
         self._trial: _Trial | None = None
         self._changing = asyncio.Lock()
         self._serving: tuple[str, int] = ("", 0)
-        """Bundle and counter of what scores."""
         self._stated: tuple[ReleaseState, str, int] | None = None
         """Of a release that is on its way or was refused, while nothing of it is written."""
         self._steps = 0
@@ -115,6 +114,11 @@ class Deployment:
         """What takes points; None: nothing was ever served."""
         host = self._around.host
         return host.get(self.name) if self.name in host else None
+
+    @property
+    def serving(self) -> tuple[str, int]:
+        """Bundle and counter of the release that scores; `("", 0)`: none does."""
+        return self._serving
 
     async def start(self) -> None:
         """Serves what the slots hold, as far as they hold something."""
@@ -196,8 +200,12 @@ class Deployment:
                 return
             if reason := await self._misconduct(trial, hosted):
                 logger.warning("%s goes back to what served before: %s", self.name, reason)
-                await self._give_up(ReleaseState.FELL_BACK, reason, "misbehaved")
-                await self._serve_again()
+                self._stated = ReleaseState.TRYING, "", self.slots.state.counter  # until it has
+                try:
+                    await self._give_up(ReleaseState.FELL_BACK, reason, "misbehaved")
+                    await self._serve_again()
+                finally:
+                    self._stated = None
                 return
             seconds = self._around.monotonic() - trial.began
             if hosted.usage.points >= self._around.window.points or seconds >= self._around.window.seconds:
@@ -271,7 +279,7 @@ class Deployment:
         if on_trial:
             await asyncio.to_thread(self.slots.count_start)
         release, bundle = await asyncio.to_thread(self.slots.read, name)
-        served = await asyncio.to_thread(Served.load, bundle, release.version)
+        served = await asyncio.to_thread(_loaded, bundle, release.version)
         config, around = config_of(release), self._around
         before = await self._before() if on_trial else None
         hosted = self.hosted
@@ -281,10 +289,12 @@ class Deployment:
             hosted = around.host.add(self.name, config, bundle.manifest.features, shelf)
         try:
             await hosted.serve(served, bundle.manifest.features)
-        except PrunewatchError:
+        except Exception as error:
             if is_new:
                 around.host.remove(self.name)
-            raise
+            if isinstance(error, PrunewatchError | OSError):
+                raise
+            raise CorruptBundleError("its step fails on the points of the live series.", field=GRAPH) from error
         hosted.configure(config)
         self._serving = (release.bundle, release.counter)
         self._trial = _Trial(around.monotonic(), before) if on_trial else None
@@ -372,6 +382,22 @@ class Deployment:
     def _tell(self, bundle_hash: str, counter: int, state: ReleaseState, reason: str) -> None:
         time_ns = int(self._around.clock() * 1e9)
         self._around.send(ReleaseEvent(self.name, bundle_hash, counter, state, reason, time_ns))
+
+
+def _loaded(bundle: Bundle, version: int) -> Served:
+    """A version that has done a step.
+
+    Raises:
+        CorruptBundleError: it can not.
+    """
+    served = Served.load(bundle, version)
+    runtime = served.runtime
+    points = () if runtime.stride == 1 else (runtime.stride,)
+    try:
+        runtime.step(np.zeros((1, *points, runtime.n_features), np.float32), runtime.fresh(1))
+    except Exception as error:  # ONNX Runtime's own exceptions share no public base class
+        raise CorruptBundleError("its step fails.", field=GRAPH) from error
+    return served
 
 
 def config_of(release: Release) -> DetectorConfig:
