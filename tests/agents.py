@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,12 +14,34 @@ from typing import Any
 
 import numpy as np
 
+from detectors.failpoints import VARIABLE
 from prunewatch.client import Client, Scores
 from server.config import Settings
 from server.edge.agent import Agent, AgentOptions
 from server.edge.deployment import Window
 from server.edge.link import Tempo
 
+RUN = """
+import sys
+from pathlib import Path
+from server.allocators import settle_allocators
+from server.config import Settings
+from server.edge.agent import Agent, AgentOptions
+from server.edge.deployment import Window
+from server.edge.link import Tempo
+from server.listener import until_asked_to_stop
+import asyncio, logging
+logging.basicConfig(level=logging.INFO)
+store, hub, token, listen = sys.argv[1:5]
+options = AgentOptions(Path(store), hub, "north-7", "pi4", Path(token))
+settings = Settings(listen=listen, admin="127.0.0.1:0", store=Path(store), drain_seconds=0.2)
+async def live():
+    tempo = Tempo(silent=0.6, alive=0.5, answer=3.0, look=0.05, first=0.05, longest=0.4, again=0.3, stall=1.0)
+    agent = Agent(settings, options, tempo=tempo, window=Window(points=30, look_seconds=0.1))
+    await until_asked_to_stop(agent.start, agent.stop)
+settle_allocators()
+asyncio.run(live())
+"""
 QUICK = Tempo(silent=0.6, alive=0.5, answer=3.0, look=0.05, first=0.05, longest=0.4, again=0.3, stall=1.0)
 SHORT = Window(points=40, seconds=60.0, look_seconds=0.1)
 
@@ -83,3 +109,54 @@ class Points:
             replies.append(await self.send(running, count))
             await asyncio.sleep(0.01)
         return replies
+
+
+class AgentProcess:
+    """An agent in a process of its own, that can be started again.
+
+    Args:
+        folder: For its log, and its store `store` where none is named.
+        hub: Its hub.
+        token: With which it enrols.
+        before: A command that starts it in its place.
+        store: Its store.
+        as_users_do: Through the command line, with the times that it has there.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        hub: str,
+        token: Path,
+        before: tuple[str, ...] = (),
+        store: Path | None = None,
+        *,
+        as_users_do: bool = False,
+    ) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        self.store, self.log = store or folder / "store", folder / "log.txt"
+        command = ["-c", RUN, str(self.store), hub, str(token), self.address]
+        if as_users_do:
+            command = ["-c", "from server.cli import main; main()", "edge", "--hub", hub, "--store", str(self.store)]
+            command += ["--device-class", "pi4", "--device", "north-7", "--token-file", str(token)]
+            command += ["--listen", self.address, "--admin", "127.0.0.1:0"]
+        self._command = [*before, sys.executable, *command]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, armed: str = "") -> None:
+        """Starts it, to die at a step."""
+        environment = {**os.environ, VARIABLE: armed, "PYTHONDONTWRITEBYTECODE": "1"}
+        with self.log.open("ab") as file:
+            self.process = subprocess.Popen(self._command, stderr=file, env=environment, cwd=Path(__file__).parent)
+
+    def kill(self) -> None:
+        """SIGKILL, and waits."""
+        self.process.kill()
+        self.process.wait()
+
+    def end(self) -> None:
+        """SIGTERM; it must end well."""
+        self.process.terminate()
+        assert self.process.wait(20) == 0, self.log.read_text()[-3000:]

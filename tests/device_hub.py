@@ -76,6 +76,7 @@ class DeviceHub(DeviceServiceServicer):
         self.files: dict[str, bytes] = {}
         self.releases: list[Signed] = []
         self.links: dict[str, Any] = {}
+        self._writing = asyncio.Lock()
         self.connections = 0
         self.kept: dict[int, pb.DeviceReport] = {}
         self.received: list[int] = []
@@ -131,8 +132,8 @@ class DeviceHub(DeviceServiceServicer):
     async def desire(self, *releases: Signed) -> None:
         """What devices are to run from now on."""
         self.releases = list(releases)
-        for context in self.links.values():
-            await context.write(self._desired())
+        for context in list(self.links.values()):
+            await self._say(context, self._desired())
 
     async def probe(self, graphs: Sequence[bytes], **fields: Any) -> Probe:
         """Asks for a measurement."""
@@ -144,8 +145,8 @@ class DeviceHub(DeviceServiceServicer):
         now = int(time.time())
         given = {"id": secrets.token_hex(8), "device_class": CLASS, "batch": 4, "rounds": 1, "graphs": entries}
         probe = Probe(**{**given, "issued": now, "expires": now + DAY, **fields})
-        for context in self.links.values():
-            await context.write(pb.ConnectResponse(probe=statement(self.key.sign("probe", probe))))
+        for context in list(self.links.values()):
+            await self._say(context, pb.ConnectResponse(probe=statement(self.key.sign("probe", probe))))
         return probe
 
     # what is asked of it later
@@ -200,7 +201,7 @@ class DeviceHub(DeviceServiceServicer):
                     self.received.append(report.sequence)
                     self.kept.setdefault(report.sequence, report)
                 if message.HasField("reports") and not self.faults.forget_kept:
-                    await context.write(pb.ConnectResponse(kept=pb.ReportsKept(sequence=max(self.kept))))
+                    await self._say(context, pb.ConnectResponse(kept=pb.ReportsKept(sequence=max(self.kept))))
         finally:
             if self.links.get(name) is context:
                 del self.links[name]
@@ -226,6 +227,11 @@ class DeviceHub(DeviceServiceServicer):
         for at in range(request.offset, len(content), faults.chunk_bytes):
             yield pb.DownloadFileResponse(content=content[at : at + faults.chunk_bytes], file_bytes=len(content))
             await asyncio.sleep(faults.chunk_seconds)
+
+    async def _say(self, context: Any, message: pb.ConnectResponse) -> None:
+        """One message at a time: gRPC takes no two at once."""
+        async with self._writing:
+            await context.write(message)
 
     def _welcome(self) -> pb.HubWelcome:
         return pb.HubWelcome(

@@ -3,69 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import socket
-import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from agents import AgentProcess
 from conftest import eventually
 from device_hub import DeviceHub, pump
 from graphs import ewma_scores
 
-from detectors.failpoints import STEPS, VARIABLE
+from detectors.failpoints import STEPS
 from prunewatch.client import Client, ServiceError
 from server.edge.slots import Slots
 
-RUN = """
-import sys
-from pathlib import Path
-from agents import QUICK
-from server.config import Settings
-from server.edge.agent import Agent, AgentOptions
-from server.edge.deployment import Window
-from server.listener import until_asked_to_stop
-import asyncio, logging
-logging.basicConfig(level=logging.INFO)
-store, hub, token, listen = sys.argv[1:]
-options = AgentOptions(Path(store), hub, "north-7", "pi4", Path(token))
-settings = Settings(listen=listen, admin="127.0.0.1:0", store=Path(store), drain_seconds=0.2)
-async def live():
-    agent = Agent(settings, options, tempo=QUICK, window=Window(points=30, look_seconds=0.1))
-    await until_asked_to_stop(agent.start, agent.stop)
-asyncio.run(live())
-"""
 ALPHAS = {1: 0.1, 2: 0.3}
 POINTS = np.random.default_rng(3).normal(size=(4, 2)).astype(np.float32)
 GOLDEN = {version: ewma_scores(POINTS, alpha)[-1] for version, alpha in ALPHAS.items()}
 
 
-class Process:
-    """An agent in a process of its own, that can be started again."""
-
-    def __init__(self, folder: Path, hub: str, token: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{free.getsockname()[1]}"
-        self.store, self.log = folder / "store", folder / "log.txt"
-        self._command = [sys.executable, "-c", RUN, str(self.store), hub, str(token), self.address]
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self, armed: str = "") -> None:
-        """Starts it, to die at a step."""
-        with self.log.open("ab") as file:
-            self.process = subprocess.Popen(
-                self._command, stderr=file, env={**os.environ, VARIABLE: armed}, cwd=Path(__file__).parent
-            )
-
-    def kill(self) -> None:
-        """SIGKILL, and waits."""
-        self.process.kill()
-        self.process.wait()
+class Process(AgentProcess):
+    """One whose scores are known."""
 
     async def version(self) -> int:
         """The version that scores, whose golden score it gives; 0: nothing does, or it is not there."""

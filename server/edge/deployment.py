@@ -313,6 +313,9 @@ class Deployment:
         name = self.slots.state.active
         if name is None:
             return None
+        served = self.hosted.served if self.hosted is not None else None
+        if served is not None and served.bundle_hash == self.slots.state.slots[name].bundle:
+            return served  # it scores at this moment
         try:
             release, bundle = await asyncio.to_thread(self.slots.read, name)
             return await asyncio.to_thread(Served.load, bundle, release.version)

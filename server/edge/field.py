@@ -27,7 +27,7 @@ FLAGGED_POINTS = 256
 """... and between the first and the last flagged one at most."""
 LEARNED_POINTS = 192
 """Points of a stretch beyond those to warm up: 64 at least are asked for."""
-MEMORY_BYTES = 4 << 20
+MEMORY_BYTES = 1 << 20
 """For the newest points of the series that are followed."""
 SILENT_CALLS = 600
 """After so many calls without a point a series makes room for others."""
