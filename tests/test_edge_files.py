@@ -105,13 +105,14 @@ class Prober:
 
     async def measure(self, probe, graphs) -> Outcome:
         """Nanoseconds for bytes."""
+        assert {it.sha256 for it in probe.graphs} == set(graphs)
         self.asked += 1
         costs = {name: (1e-9 * len(graph), 2e-9 * len(graph)) for name, graph in graphs.items()}
         return Outcome({**costs, "ee" * 32: (1.0, 1.0)}, {"threads": 1, "governor": "performance"})
 
 
 async def test_probes_are_fetched_measured_and_told(tmp_path: Path) -> None:
-    """Once each, what was asked for and nothing else; graphs are gone afterwards. Strangers' probes are not measured."""
+    """Once each, what was asked for and nothing else; graphs are gone afterwards. Strangers' probes are ignored."""
     prober = Prober()
     async with DeviceHub() as hub, agent(tmp_path, hub.address, token=hub.token(tmp_path), prober=prober) as running:
         await eventually(lambda: asyncio.sleep(0, hub.links))
@@ -201,7 +202,7 @@ def test_options_that_can_not_be_are_told(tmp_path: Path, arguments: list[str], 
     assert ended.exception.hint or "HOST:PORT" in ended.exception.problem or field in {"none", "--device"}
 
 
-def test_two_agents_do_not_share_a_store(tmp_path: Path) -> None:
+async def test_two_agents_do_not_share_a_store(tmp_path: Path) -> None:
     """The second one is told who has it."""
     options = AgentOptions(tmp_path / "store", device_class="pi4")
     first = Agent(settings_of(tmp_path), options)
