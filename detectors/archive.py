@@ -16,6 +16,7 @@ RELEASE = "release.json"
 KEY_SET = "keys.json"
 """The set of keys that signed it, itself signed."""
 _MEMBERS = (MANIFEST, GRAPH)
+MAX_RELEASE_BYTES = 1 << 20
 
 
 def pack_bundle(folder: Path, bundle_hash: str, out: Path, statements: Mapping[str, bytes] | None = None) -> Bundle:
@@ -45,7 +46,8 @@ def pack_bundle(folder: Path, bundle_hash: str, out: Path, statements: Mapping[s
 def unpack_bundle(archive_file: Path, folder: Path) -> None:
     """Writes the files of a packed bundle into `folder`; verify them with `detectors.bundle.read_bundle`.
 
-    Only the two expected names are taken, as regular files: nothing in an archive decides where bytes go.
+    Only the names expected are taken, as regular files: nothing in an archive decides where bytes go. `release.json`
+    may be missing.
 
     Raises:
         NotFoundError: there is no such file.
@@ -53,9 +55,10 @@ def unpack_bundle(archive_file: Path, folder: Path) -> None:
     """
     try:
         with tarfile.open(archive_file, "r:") as archive:
-            for name in _MEMBERS:
+            for name in (*_MEMBERS, *({RELEASE} & set(archive.getnames()))):
                 entry = archive.getmember(name)
-                content = archive.extractfile(entry) if entry.isreg() and entry.size <= MAX_FILE_BYTES else None
+                limit = MAX_RELEASE_BYTES if name == RELEASE else MAX_FILE_BYTES
+                content = archive.extractfile(entry) if entry.isreg() and entry.size <= limit else None
                 if content is None:
                     raise CorruptBundleError(f"its member {name} is no file of a bundle.", field=str(archive_file))
                 (folder / name).write_bytes(content.read())

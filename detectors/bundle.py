@@ -174,7 +174,7 @@ def read_bundle(folder: Path, expected_hash: str | None = None, *, weights: bool
             field=str(folder / MANIFEST),
             hint="Roll back to another version or fit it again.",
         )
-    manifest = _decode(raw, folder / MANIFEST)
+    manifest = decode_manifest(raw, folder / MANIFEST)
     files: dict[str, bytes] = {}
     for name, entry in manifest.files.items():
         if name not in {GRAPH, WEIGHTS}:
@@ -239,7 +239,13 @@ def _encode(manifest: Manifest) -> bytes:
     return (json.dumps(manifest.model_dump(mode="json"), sort_keys=True, indent=1) + "\n").encode()
 
 
-def _decode(raw: bytes, path: Path) -> Manifest:
+def decode_manifest(raw: bytes, path: Path) -> Manifest:
+    """Parses the bytes of a manifest; `path` is named in errors.
+
+    Raises:
+        CorruptBundleError: they are none.
+        NewerStoreError: the manifest has a schema version this program does not know.
+    """
     try:
         fields = json.loads(raw)
         if isinstance(fields, dict) and int(fields.get("schema_version", 0)) > SCHEMA_VERSION:

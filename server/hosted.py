@@ -129,6 +129,8 @@ class HostedDetector:
         self.drift: Drift | None = None
         """Looks for drift; None: nobody asked for it."""
         self.steps = StepTimes((budget or Budget()).batch)
+        self.last_step = -math.inf
+        """When the newest step began, by `time.perf_counter`."""
         self._arrived = -math.inf
         self._ring_points = ring_points
         self._watchers = watchers
@@ -136,8 +138,7 @@ class HostedDetector:
         self._clock = clock
         self._shelf = shelf
         self._shelving = asyncio.Lock()
-        ahead = None if config.time == "index" or config.max_ahead is None else int(config.max_ahead * 1e9)
-        self._policy = StampPolicy(duplicate=config.duplicate, max_ahead=ahead, max_gap=config.gap_nanoseconds)
+        self._policy = _policy(config)
         self.stepper = Stepper(self._step, clock, metrics.queue_seconds.observe)
         self._scorer = self._fresh(self._learning(len(self.features))) if self.features else None
         self._buffer = HistoryBuffer(config.history.max_rows, metrics.history_dropped.inc)
@@ -167,6 +168,14 @@ class HostedDetector:
         """Fixes the features of a detector that had none: it has seen points of that many."""
         self.features = tuple(f"f{i + 1}" for i in range(n_features))
         self._scorer = self._fresh(self._learning(n_features))
+
+    def configure(self, config: DetectorConfig) -> None:
+        """Alarms and judges stamps otherwise from now on; what the series have seen stays."""
+        self.config = config
+        self.threshold = config.threshold
+        self._policy = _policy(config)
+        if self._scorer is not None:
+            self._scorer.policy = self._policy
 
     def _learning(self, n_features: int) -> Served:
         return learning(n_features, takes_missing=self.config.missing == "carry")
@@ -238,8 +247,13 @@ class HostedDetector:
     def _step(
         self, scorer: Scorer, slots: Rows, stamps: NDArray[np.int64], values: FloatArray, now: int | None
     ) -> tuple[int, Scored]:
-        began = time.perf_counter()
-        scored = scorer.step(slots, stamps, values, now)
+        self.last_step = began = time.perf_counter()
+        try:
+            scored = scorer.step(slots, stamps, values, now)
+        except Exception:
+            if scorer is self._scorer:
+                self.usage.failed += 1
+            raise
         seconds = time.perf_counter() - began
         self.metrics.step_seconds.observe(seconds)
         version = scorer.served.version
@@ -556,6 +570,11 @@ class HostedDetector:
             shelf=None if alone else self._shelf,
             clock=lambda: self._clock() / 1e9,
         )
+
+
+def _policy(config: DetectorConfig) -> StampPolicy:
+    ahead = None if config.time == "index" or config.max_ahead is None else int(config.max_ahead * 1e9)
+    return StampPolicy(duplicate=config.duplicate, max_ahead=ahead, max_gap=config.gap_nanoseconds)
 
 
 def _muted(outcome: Outcome, maintained: NDArray[np.bool_]) -> Outcome:

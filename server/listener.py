@@ -46,17 +46,17 @@ class Listener:
         settings: Addresses, limits, how long to drain.
         metrics: Of the process.
         host: Its gauges are refreshed for /metrics, as those of calls and streams are.
-        view: What the page on the admin address shows, where the settings want one.
+        view: What the page on the admin address shows, where the settings want one; None: there is no page.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, host: Host, view: View) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, host: Host, view: View | None = None) -> None:
         self._settings = settings
         self._host = host
         self._metrics = metrics
         self._health = health.aio.HealthServicer()
         self._ready = False
         any_host = not is_loopback(settings.admin)
-        site = PageSite(view, any_host=any_host) if settings.page else None
+        site = PageSite(view, any_host=any_host) if settings.page and view is not None else None
         self._admin = Admin(metrics.registry, observe=self._observe, is_ready=lambda: self._ready, site=site)
         limit = settings.max_message_bytes
         self.gate = Gate(settings.max_calls, settings.max_streams, metrics.refused.inc)

@@ -23,8 +23,8 @@ from server.detector_files import read_detector_file
 from server.doctor import damaged_segments
 from server.findings import Finding
 from server.layout import BUNDLES, CATALOG, DETECTORS, LOCK, QUARANTINE, STAGING
+from server.lock import acquire
 from server.records import DetectorFacts
-from server.store import acquire
 from server.supposed import supposed, without_lost
 
 LOST = (

@@ -17,9 +17,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import shutil
 import threading
 from collections.abc import Collection, Iterable, Iterator
@@ -29,7 +27,7 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from detectors.bundle import Bundle, fsync_folder, read_bundle
-from detectors.errors import NotFoundError, PreconditionError, StoreInUseError
+from detectors.errors import NotFoundError, PreconditionError
 from detectors.failpoints import failpoint
 from server.catalog import Catalog
 from server.collecting import OF_DETECTORS, collect, files_of
@@ -38,6 +36,7 @@ from server.detector_files import path_of, write_detector_file
 from server.frontiers import delete_frontiers, sweep_frontiers
 from server.history import History
 from server.layout import BUNDLES, CATALOG, DETECTORS, FRONTIERS, HISTORY, KEYS, LOCK, QUARANTINE, STAGING, TABLES
+from server.lock import acquire
 from server.spans import Span, Spans
 
 logger = logging.getLogger("prunewatch.store")
@@ -223,30 +222,6 @@ def _check_layout(root: Path, *, create: bool) -> None:
     beside = {LOCK, BUNDLES, STAGING, TABLES, FRONTIERS, KEYS, QUARANTINE, *OF_DETECTORS}
     if {name for name in there - beside if not name.startswith(f"{CATALOG}-")}:
         raise PreconditionError("holds other files and is not a store.", field=str(root), hint="Name an empty folder.")
-
-
-def acquire(path: Path) -> BinaryIO:
-    """Takes the lock of a store until it is closed; the kernel lets go of it when the process ends, however it ends.
-
-    Raises:
-        StoreInUseError: another process holds it.
-    """
-    lock = path.open("a+b")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        holder = lock.read(32).decode(errors="replace").strip()
-        lock.close()
-        raise StoreInUseError(
-            f"another process{f' ({holder})' if holder else ''} uses this store.",
-            field=str(path.parent),
-            hint="Talk to it with --server HOST:PORT, or stop it.",
-        ) from None
-    lock.truncate(0)
-    lock.write(f"pid {os.getpid()}\n".encode())
-    lock.flush()
-    return lock
 
 
 def _sweep(root: Path) -> None:

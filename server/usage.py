@@ -27,6 +27,10 @@ class Usage:
         self.flagged = 0
         self.broken = 0
         """Points whose score is not a number."""
+        self.failed = 0
+        """Steps that the runtime did not finish."""
+        self.steps = 0
+        """That it did."""
         self._scores = 0.0
         self._seconds: deque[float] = deque(maxlen=STEPS)
         self._sizes: deque[int] = deque(maxlen=STEPS)
@@ -41,8 +45,13 @@ class Usage:
 
     def time(self, seconds: float, points: int) -> None:
         """Takes how long a step of so many points took."""
+        self.steps += 1
         self._seconds.append(seconds)
         self._sizes.append(points)
+
+    def newest(self, steps: int) -> FloatArray:
+        """Seconds of the last so many steps, as far as they are remembered."""
+        return np.array(list(self._seconds)[-steps:] if steps > 0 else [], np.float32)
 
     @property
     def share(self) -> float:

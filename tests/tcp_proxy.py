@@ -26,6 +26,10 @@ class TcpProxy:
         """New bytes go nowhere, in both directions, and connections stay open."""
         self.refusing = False
         """New connections are closed at once."""
+        self.flip = 0
+        """In so many of the next pieces of answers a bit is changed."""
+        self.cut_after: int | None = None
+        """All connections are cut after so many more bytes of answers; None: they are not."""
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -44,6 +48,14 @@ class TcpProxy:
         for writer in self._writers:
             writer.transport.abort()
         self._writers.clear()
+
+    def _harmed(self, data: bytes) -> bytes:
+        """The bytes, with one changed where that is asked for: in the middle, where content is, not frames."""
+        if not self.flip or len(data) < 1000:
+            return data
+        self.flip -= 1
+        at = len(data) // 2
+        return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -66,6 +78,14 @@ class TcpProxy:
             while data := await reader.read(65_536):
                 if self.stalled or (is_answer and self.deaf):
                     continue
+                if is_answer:
+                    data = self._harmed(data)
+                    if self.cut_after is not None and (left := self.cut_after - len(data)) < 0:
+                        writer.write(data[:left])
+                        self.cut_after = None
+                        self.cut()
+                        return
+                    self.cut_after = None if self.cut_after is None else left
                 writer.write(data)
                 await writer.drain()
         except OSError:

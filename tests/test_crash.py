@@ -40,13 +40,15 @@ AT_THE_START = {"file", "folder", "catalog", "detector_file", "store", "swap"}
 """Steps of these are passed by every start."""
 REAL_TRAINER_ONLY = {"golden.before_rename", "table.before_rename"}
 OFFLINE = {"backup.before_rename", "restore.before_catalog", "rebuild.before_rename"}
+ON_A_DEVICE = {step for step in STEPS if step.partition(".")[0] in {"trust", "download", "slot"}}
+"""See `test_edge_crash.py`."""
 OF_DEVICES = {
     "reports.kept",
     "field.kept",
     "candidate.asked",
     "candidate.adopted",
 }  # test_fleet_links, test_field_points, test_measuring
-ELSEWHERE = REAL_TRAINER_ONLY | OFFLINE | OF_DEVICES
+ELSEWHERE = REAL_TRAINER_ONLY | OFFLINE | OF_DEVICES | ON_A_DEVICE
 IN_THE_TRAINER = ("trainer.trained", *sorted(REAL_TRAINER_ONLY))
 SMALL = {"features": FEATURES, "options": {"layers": 1, "width": 8}, "gate": GENEROUS}
 

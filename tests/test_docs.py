@@ -21,6 +21,7 @@ from server import config, fleet_settings, loop_settings
 from server.cli import app
 from server.commands.credentials import OPTIONS
 from server.metrics import Metrics
+from server.metrics.device import DeviceMetrics
 from server.metrics.registry import families
 from server.quantities import BYTES, SECONDS
 from server.statuses import CODES
@@ -182,7 +183,7 @@ def test_every_metric_family_is_documented_with_its_labels():
     )
     declared = {
         it.name + ("_total" if it.kind == "counter" else ""): (it.kind, ", ".join(f"`{label}`" for label in it.labels))
-        for it in families(Metrics)
+        for it in (*families(Metrics), *families(DeviceMetrics))
     }
 
     assert {name: (kind, labels.strip()) for name, kind, labels in rows} == declared

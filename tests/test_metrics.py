@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from prunewatch.client import Client
 from server.metrics import Metrics
+from server.metrics.device import DeviceMetrics
 from server.metrics.family import Family
 from server.metrics.registry import BUCKETS, families
 
@@ -137,7 +138,7 @@ async def test_the_process_and_the_build_are_shown(hub: Hub) -> None:
 
 def test_labels_are_bounded_and_buckets_reach_a_step() -> None:
     """No family has a label for a series, a device or a free text; histograms begin at 25 us and end at 1 s."""
-    for family in families(Metrics):
+    for family in (*families(Metrics), *families(DeviceMetrics)):
         assert set(family.labels) <= (INFO_LABELS if family.name.endswith("_info") else LABELS), family.name
     assert (BUCKETS[0], BUCKETS[-1]) == (25e-6, 10.0)
     assert list(BUCKETS) == sorted(BUCKETS)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from detectors.errors import PreconditionError
+from detectors.errors import InvalidInputError, PreconditionError
 from server.commands.options import DeviceClassOption, NameArgument, StoreOption, require_hub, store_path
 from server.commands.serve import AdminOption, ListenOption
-from server.config import HUB, DetectorConfig, load_detector_config
+from server.config import HUB, load_detector_config, load_settings
 from server.quantities import format_size
 
 
@@ -53,22 +54,103 @@ def export(
 
 def edge(
     bundle: Annotated[
-        Path, typer.Option(metavar="FILE|DIR", help="What `prunewatch export` wrote, or the folder of a bundle.")
-    ],
+        Path | None,
+        typer.Option(
+            metavar="FILE|DIR",
+            help="What `prunewatch export` wrote, or the folder of a bundle.",
+            show_default=False,
+        ),
+    ] = None,
+    hub: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="The hub to dial. It may be away for days.", show_default=False),
+    ] = None,
+    device_class: Annotated[
+        str | None,
+        typer.Option(metavar="CLASS", help="The class of this device; once enrolled it is known.", show_default=False),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What this device is called; once enrolled it is known.", show_default=False),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Holds the token with which this device enrols, once.", show_default=False),
+    ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="The folder of this device, the only one that is written to (default with --hub: "
+            "$PRUNEWATCH__STORE or ./prunewatch-store).",
+            show_default=False,
+        ),
+    ] = None,
+    trust: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The hub's keys, brought by hand: what they have signed is taken from --bundle into --store.",
+            show_default=False,
+        ),
+    ] = None,
+    no_field: Annotated[bool, typer.Option("--no-field", help="Send no points to the hub, whatever it wants.")] = False,
     listen: ListenOption = None,
     admin: AdminOption = None,
     false_alarm_rate: Annotated[
-        float, typer.Option(metavar="RATE", help="Part of normal points that may be flagged; sets the threshold.")
-    ] = DetectorConfig().false_alarm_rate,
+        float | None,
+        typer.Option(
+            metavar="RATE",
+            help="Part of normal points that may be flagged, for --bundle alone (default: 0.001).",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Score on a device: one bundle, no training framework, no store.
+    """Score on a device, without the training framework.
 
-    The bundle holds no threshold,
-    so that it can be chosen here. A browser shows its scores: http://127.0.0.1:8002/, read-only.
+    With --hub it runs what the hub releases for its class, on and on:
+    it starts from its store whether or not the hub is there, takes nothing that the hub has not signed, and goes
+    back to what it ran before where something new misbehaves.
+
+        prunewatch edge --hub hub.local:8001 --device-class pi4 --device north-7 --token-file token --store /data
+        prunewatch edge --hub hub.local:8001 --store /data
+
+    Without a hub, one bundle, whose scores a browser shows (http://127.0.0.1:8002/, read-only); into a store only
+    with a signed release inside:
 
         prunewatch edge --bundle pump.tar
-        prunewatch edge --bundle pump.tar --false-alarm-rate 0.0001 --listen 127.0.0.1:9001
+        prunewatch edge --bundle pump.tar --store /data --device-class pi4 --trust keys.json
     """
-    from server.edge import run
+    from server.edge.agent import AgentOptions
+    from server.edge.app import run
 
-    run(bundle, listen=listen, admin=admin, config=load_detector_config({"false_alarm_rate": false_alarm_rate}))
+    if hub is None and store is None:
+        _refuse({"--device": device, "--device-class": device_class, "--token-file": token_file, "--trust": trust})
+        if bundle is None:
+            raise InvalidInputError(
+                "there is nothing to score with.",
+                field="--bundle, --hub, --store",
+                hint="Name an exported bundle, or a hub to get one from, or the store of a device that has one.",
+            )
+        config = load_detector_config({} if false_alarm_rate is None else {"false_alarm_rate": false_alarm_rate})
+        run(bundle, listen=listen, admin=admin, config=config)
+        return
+    if false_alarm_rate is not None:
+        raise InvalidInputError("is said by the release.", field="--false-alarm-rate", hint="Set it on the hub.")
+    options = AgentOptions(
+        store=store or load_settings().store,
+        hub=hub,
+        device=device,
+        device_class=device_class,
+        token_file=token_file,
+        bundle=bundle,
+        trust=trust,
+        field=not no_field,
+    )
+    run(options, listen=listen, admin=admin)
+
+
+def _refuse(options: Mapping[str, object]) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise InvalidInputError("says nothing without --hub or --store.", field=name)

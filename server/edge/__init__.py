@@ -1,4 +1,4 @@
-"""A device: what scores there, and what a hub asks of it. No training framework, no store, no catalog."""
+"""A device: detectors scored with the same path as on the hub, from one bundle or from what a hub releases."""
 
 from server.edge.app import Edge, load_bundle, run
 

@@ -1,4 +1,4 @@
-"""A device: one bundle, scored with the same path as on the hub. No training framework, no store, no catalog."""
+"""A device with one bundle in memory: no store, no hub; and `run`, which begins whatever a command line asks for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import logging
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -16,6 +18,7 @@ from detectors.served import Served
 from server.allocators import settle_allocators
 from server.bundle_readings import BundleFacts, Shown, show_bundles
 from server.config import Budget, DetectorConfig, Settings, load_settings
+from server.edge.agent import Agent, AgentOptions
 from server.host import Host
 from server.host_readings import HostReadings, times_of
 from server.inference_service import inference_service
@@ -31,7 +34,7 @@ logger = logging.getLogger("prunewatch.edge.app")
 
 
 class Edge:
-    """A process on a device.
+    """A process on a device that scores with one bundle.
 
     Args:
         bundle: What it scores with.
@@ -106,21 +109,36 @@ def load_bundle(path: Path) -> Bundle:
 
 
 def run(
-    bundle: Path, listen: str | None = None, admin: str | None = None, *, config: DetectorConfig | None = None
+    what: Path | AgentOptions,
+    listen: str | None = None,
+    admin: str | None = None,
+    *,
+    config: DetectorConfig | None = None,
 ) -> None:
-    """Serves one bundle until SIGTERM or SIGINT.
+    """Serves one bundle, or what a store holds and a hub sends, until SIGTERM or SIGINT.
+
+    Args:
+        what: The bundle, or how an agent is to run.
+        listen: gRPC address.
+        admin: HTTP address.
+        config: How the one bundle alarms; a release says that itself.
 
     Raises:
         InvalidInputError: an address can not be used.
         CorruptBundleError: the bundle is not whole.
+        PreconditionError: the store is in use, or that of another device; or the hub refuses this one.
     """
     settings = load_settings(listen=listen, admin=admin)
     set_up(settings.log.format, settings.log.level)
-    loaded = load_bundle(bundle)
+    begin: Callable[[], Agent | Edge]
+    if isinstance(what, AgentOptions):
+        begin = partial(Agent, settings, what)
+    else:
+        begin = partial(Edge, load_bundle(what), settings, config=config)
 
     async def live() -> None:
-        edge = Edge(loaded, settings, config=config)
-        await until_asked_to_stop(edge.start, edge.stop)
+        device = begin()
+        await until_asked_to_stop(device.start, device.stop)
 
     settle_allocators()
     with contextlib.suppress(KeyboardInterrupt):
