@@ -132,7 +132,8 @@ class Delivery:
         async with aclosing(self._download(sha256, offset := _size(partial))) as pieces:
             while True:
                 try:
-                    content, whole = await asyncio.wait_for(anext(pieces), self._stall_seconds)
+                    async with asyncio.timeout(self._stall_seconds):
+                        content, whole = await anext(pieces)
                 except StopAsyncIteration:
                     break
                 except TimeoutError as error:

@@ -311,13 +311,15 @@ class Link:
     async def _say(self, call: Any, message: pb.ConnectRequest) -> None:
         """Writes; who can not get rid of it in time has no link."""
         try:
-            await asyncio.wait_for(call.write(message), self._tempo.answer)
+            async with asyncio.timeout(self._tempo.answer):  # `wait_for` may lose a cancellation up to Python 3.11
+                await call.write(message)
         except TimeoutError as error:
             raise LinkBrokenError("the hub takes nothing any more") from error
 
     async def _heard(self, call: Any) -> pb.ConnectResponse:
         try:
-            message = await asyncio.wait_for(call.read(), self._tempo.answer)
+            async with asyncio.timeout(self._tempo.answer):
+                message = await call.read()
         except TimeoutError as error:
             raise LinkBrokenError("the hub does not answer") from error
         if message is grpc.aio.EOF:
@@ -403,7 +405,8 @@ class Link:
             while self._kept_upto < sent:
                 self._kept.clear()
                 try:
-                    await asyncio.wait_for(self._kept.wait(), self._tempo.answer)
+                    async with asyncio.timeout(self._tempo.answer):
+                        await self._kept.wait()
                 except TimeoutError as error:
                     raise LinkBrokenError("the hub does not keep reports") from error
 
