@@ -18,6 +18,8 @@ from server.config import HUB, Settings
 from server.detectors_service import DetectorServicer
 from server.feedback_service import FeedbackServicer
 from server.fleet.fleet import Fleet
+from server.fleet.measuring import Measuring
+from server.fleet.records import Status
 from server.host import Host
 from server.host_readings import HostReadings, times_of
 from server.inference_service import inference_service
@@ -92,6 +94,7 @@ class Hub:
         self.probations = Probations(self.roster, self.metrics, self.maintenance.published, clock)
         view = HubView(self.roster, self.operations, is_ready=lambda: self.listener.ready, clock=clock)
         self.fleet = Fleet(settings, self.roster, self.metrics, clock=clock, monotonic=monotonic)
+        self.measuring = self._measuring(clock)
         self.listener = Listener(settings, self.metrics, self.host, view)
         self._loops: list[asyncio.Task[None]] = []
         for reading in (
@@ -109,7 +112,7 @@ class Hub:
         await self.listener.start(self._services())
         loops = (
             *(self.maintenance.run(), self.scheduler.run(), self.probations.run()),
-            *(self._flush(), self._shelve(), self._tidy(), self.fleet.run()),
+            *(self._flush(), self._shelve(), self._tidy(), self.fleet.run(), self.measuring.run()),
         )
         self._loops = [asyncio.create_task(loop) for loop in loops]
         logger.info(
@@ -134,6 +137,31 @@ class Hub:
         await self.scheduler.save()
         await asyncio.to_thread(self.metrics.stop_reading)
         await asyncio.to_thread(self.store.close)
+
+    def _measuring(self, clock: Callable[[], float]) -> Measuring:
+        """What devices measure, wired to the links that they keep open and to the triggers of cycles."""
+        fleet = self.fleet
+        measuring = Measuring(
+            self.roster,
+            self.maintenance,
+            fleet.links,
+            fleet.files,
+            lambda probe: fleet.keys.current.sign("probe", probe),
+            enrolled=fleet.enrolled_in,
+            class_of=fleet.class_of,
+            metrics=self.metrics,
+            settings=self.settings.measuring,
+            clock=clock,
+        )
+
+        def hear(device: str, device_class: str, status: Status) -> None:
+            for it in status.served.values():
+                steps = it.step_p50, it.step_p99
+                measuring.in_service.hear(device, device_class, it.detector, it.bundle, *steps)
+
+        fleet.on_probe, fleet.on_status = measuring.on_probe, hear
+        self.scheduler.sentry.missed_on_devices = measuring.in_service.missed
+        return measuring
 
     def _services(self) -> list[tuple[str, Register]]:
         detectors = DetectorServicer(self.roster, self.maintenance)

@@ -24,6 +24,7 @@ from sqlalchemy import event
 import server.anomalies
 import server.commands.tables
 import server.csv_input
+from detectors.archive import load_bundle
 from detectors.stamps import Status
 from prunewatch.client import Batch, Client, ServiceError
 from prunewatch.v1 import scoring_pb2 as pb
@@ -34,7 +35,7 @@ from server.anomaly_keeping import Batch as Kept
 from server.app import Hub
 from server.catalog import Catalog
 from server.cli import main
-from server.edge import Edge, load_bundle
+from server.edge import Edge
 from server.schema import SCHEMA_VERSION, UPGRADES
 
 WARM_UP = 3

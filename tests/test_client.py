@@ -12,11 +12,12 @@ import pytest
 from conftest import publish
 from graphs import ewma_bundle
 
+from detectors.archive import load_bundle
 from prunewatch.client import UNANSWERED, Batch, Client, ServiceError
 from server.app import Hub
 from server.config import DetectorConfig, Settings
 from server.describe import describe
-from server.edge import Edge, load_bundle
+from server.edge import Edge
 
 
 async def test_show_is_what_the_command_line_shows(hub: Hub, client: Client) -> None:

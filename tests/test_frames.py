@@ -12,11 +12,12 @@ import pytest
 from conftest import NOW, QUICK_TRAINER, hub_settings, publish
 from graphs import ewma_bundle, ewma_scores
 
+from detectors.archive import load_bundle
 from prunewatch.client import Batch, Client, Retry, ServiceError
 from prunewatch.points import MESSAGE_POINTS
 from server.app import Hub
 from server.config import DetectorConfig, Settings
-from server.edge import Edge, load_bundle
+from server.edge import Edge
 
 COLUMNS = ["score", "status", "anomaly", "threshold", "version"]
 

@@ -17,11 +17,12 @@ from conftest import NOW, QUICK_TRAINER, eventually, hub_settings, publish
 from graphs import ewma_bundle, ewma_scores
 from tcp_proxy import TcpProxy
 
+from detectors.archive import load_bundle
 from prunewatch.client import Client, Retry, Scores, ServiceError, Stream
 from prunewatch.reconnecting import MAX_NAMES
 from server.app import Hub
 from server.config import DetectorConfig
-from server.edge import Edge, load_bundle
+from server.edge import Edge
 
 QUICK = Retry(attempts=None, first_seconds=0.02, longest_seconds=0.1)
 SECOND = 1_000_000_000

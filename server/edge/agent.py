@@ -31,6 +31,7 @@ from server.edge.field import Limits
 from server.edge.link import Ears, Link, Tempo
 from server.edge.messages import kind_of, packed
 from server.edge.outbox import MAX_BYTES, Outbox
+from server.edge.prober import Prober
 from server.edge.probing import Probing
 from server.edge.reports import DeviceStatus, FieldPoints, Measures, Report
 from server.host import Host
@@ -85,7 +86,7 @@ class Agent:
         settings: Addresses and limits.
         options: How it is to run.
         registry: Where its metrics go; fresh for each agent of a process.
-        prober: Measures graphs; None: this device can not.
+        prober: Measures graphs; None: as this device does.
         clock: Seconds since the epoch.
         monotonic: Seconds that only ever pass.
         tempo: How quickly its link finds out.
@@ -161,7 +162,7 @@ class Agent:
                 )
                 for name in (DOWNLOADS, PROBES)
             )
-            self._probing = Probing(self.device, graphs, prober, self._send, clock)
+            self._probing = Probing(self.device, graphs, prober or Prober(self.busy), self._send, clock)
         self.convergence = Convergence(self.device, around, delivery, settings.max_detectors, tempo.again)
         if self.link is not None and self._probing is not None:
             self.link.ears = Ears(self.convergence.want, self._probing.want, self._hear_limits, self.status)

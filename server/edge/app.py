@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from detectors.archive import unpack_bundle
-from detectors.bundle import MANIFEST, Bundle, read_bundle
+from detectors.archive import load_bundle
+from detectors.bundle import Bundle
 from detectors.served import Served
 from server.allocators import settle_allocators
 from server.bundle_readings import BundleFacts, Shown, show_bundles
@@ -92,20 +91,6 @@ class Edge:
         """Drains."""
         await self.listener.announce_end()
         await self.listener.stop()
-
-
-def load_bundle(path: Path) -> Bundle:
-    """Reads and verifies a bundle from its folder or from the file that `prunewatch export` wrote.
-
-    Raises:
-        NotFoundError: there is no such file.
-        CorruptBundleError: it is not a whole bundle.
-    """
-    if path.is_dir() or path.name == MANIFEST:
-        return read_bundle(path if path.is_dir() else path.parent)
-    with tempfile.TemporaryDirectory() as folder:
-        unpack_bundle(path, Path(folder))
-        return read_bundle(Path(folder))
 
 
 def run(

@@ -38,7 +38,7 @@ class Probing:
     Args:
         device: Whose statements count.
         delivery: Fetches graphs.
-        prober: Measures; None: this device can not.
+        prober: Measures.
         send: Takes reports.
         clock: Seconds since the epoch.
     """
@@ -47,7 +47,7 @@ class Probing:
         self,
         device: Device,
         delivery: Delivery,
-        prober: Measures | None,
+        prober: Measures,
         send: Callable[[Report], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -105,8 +105,6 @@ class Probing:
         self._send(Measured(probe.id, probe.batch, costs, outcome.conditions, outcome.problem[:500], time_ns))
 
     async def _measured(self, probe: Probe) -> _Outcome:
-        if self._prober is None:
-            return _Outcome("this device can not measure", {}, {})
         if sum(it.bytes for it in probe.graphs) > MOST_BYTES:
             return _Outcome(f"its graphs have more than {MOST_BYTES >> 20} MiB", {}, {})
         graphs: dict[str, bytes] = {}

@@ -172,7 +172,7 @@ class DeviceServicer(DeviceServiceServicer):
                 return
             kind = readable(message).WhichOneof("message")
             if kind == "status":
-                self._fleet.presence.hear(device.name, status_of_message(message.status))
+                self._fleet.hear(device, status_of_message(message.status))
                 if trusted != device.trusted_key:  # it has read the welcome, and with it the newest keys
                     await asyncio.to_thread(self._fleet.book.change, device.name, trusted_key=trusted)
                     device = await asyncio.to_thread(self._fleet.book.require, device.name)

@@ -25,7 +25,7 @@ from server.fleet.keys import KeyFacts, Keys
 from server.fleet.limits import Brake, FieldLimit
 from server.fleet.links import KEYS_CHANGED, REMOVED, Links
 from server.fleet.presence import Presence
-from server.fleet.records import OPEN_STAGES, Device, RolloutRow
+from server.fleet.records import OPEN_STAGES, Device, RolloutRow, Status
 from server.fleet.reports import ProbeReport, Report
 from server.fleet.rollouts import Rollouts
 from server.listener import Register
@@ -42,6 +42,10 @@ logger = logging.getLogger("prunewatch.fleet.fleet")
 
 def _nobody(_device_class: str, _report: ProbeReport) -> None:
     """Takes no probes."""
+
+
+def _no_one(_device: str, _device_class: str, _status: Status) -> None:
+    """Hears no statuses."""
 
 
 class Fleet:
@@ -69,6 +73,9 @@ class Fleet:
         self.roster = roster
         self.on_probe: Callable[[str, ProbeReport], None] = _nobody
         """Told of the class and the report whenever a device has measured graphs."""
+        self.on_status: Callable[[str, str, Status], None] = _no_one
+        """Told of a device, its class and how it is, whenever it says so."""
+        self._class_of: dict[str, str] = {}
         store, catalog = roster.store, roster.catalog
         self._metrics = metrics
         self._clock = clock
@@ -116,6 +123,7 @@ class Fleet:
     async def start(self) -> None:
         """Finds what is meant for whom; before anything is served."""
         self._loop = asyncio.get_running_loop()
+        self._class_of = await asyncio.to_thread(self.book.classes)
         await self.settle([hosted.name for hosted in self.roster.host])
 
     async def run(self) -> None:
@@ -204,15 +212,30 @@ class Fleet:
 
     async def enrolled(self, name: str, device_class: str) -> None:
         """A device has become known, or has begun anew; the first of a class brings its releases about."""
+        self._class_of[name] = device_class
         self.links.end(name, REMOVED)
         self.presence.forget(name)
         self._limits.pop(name, None)
         if device_class not in self.desired.meant.classes:
             await self.settle()
 
+    def class_of(self, device: str) -> str | None:
+        """The class of a device; None: it is not known."""
+        return self._class_of.get(device)
+
+    def enrolled_in(self, device_class: str) -> int:
+        """How many devices a class has."""
+        return sum(it == device_class for it in list(self._class_of.values()))
+
+    def hear(self, device: Device, status: Status) -> None:
+        """Takes what a device says of itself."""
+        self.presence.hear(device.name, status)
+        self.on_status(device.name, device.device_class, status)
+
     async def remove(self, name: str) -> None:
         """Lets a device go; NotFoundError if there is none."""
         await asyncio.to_thread(self.book.delete, name)
+        self._class_of.pop(name, None)
         self.links.end(name, REMOVED)
         self.presence.forget(name)
         self._limits.pop(name, None)
