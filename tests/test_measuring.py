@@ -133,7 +133,10 @@ class Bench:
 
 
 def measuring_of(hub: Hub, fleet: Fleet, clock: Clock, adopted: list[tuple[str, str, int]], **fields: Any) -> Measuring:
-    """As the composition root puts it together."""
+    """As the composition root puts it together, in place of the hub's own, whose devices are none."""
+    for loop in hub._loops:
+        if getattr(loop.get_coro(), "__qualname__", "") == "Measuring.run":
+            loop.cancel()
     return Measuring(
         hub.roster,
         hub.maintenance,
