@@ -16,6 +16,7 @@ FEWEST = 64
 """Numbers of a tensor that is shorter as a shape."""
 PRODUCTS = ("Gemm", "MatMul", "Conv", "ConvTranspose")
 ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Max")
+FACTORS = ("alpha", "beta")
 VALUE = 1 / 64
 """Small enough that nothing overflows, and neither 0 nor 1, which a runtime might leave out.
 
@@ -48,6 +49,10 @@ def light_graph(graph: bytes) -> bytes:
             shapes.append(numpy_helper.from_array(np.array(tensor.dims, np.int64), shape))
             filled = numpy_helper.from_array(np.array([value], np.float32))
             nodes.append(helper.make_node("ConstantOfShape", [shape], [tensor.name], value=filled))
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Gemm" and attribute.name in FACTORS and attribute.f not in (0.0, 1.0):
+                attribute.f = VALUE  # a number that was learned, folded into the product
     nodes += model.graph.node
     del model.graph.node[:]
     model.graph.node.extend(nodes)
