@@ -50,6 +50,9 @@ quick: $(VENV)/.dev ## the tests that take seconds, in two processes
 long: $(VENV)/.dev ## thousands of drawn architectures: minutes
 	$(BIN)/python -m pytest -m long
 
+fuzz: $(VENV)/.dev ## a million damaged inputs: messages of every call, graphs, manifests, CSV, settings; prints seeds and counts
+	$(PYTEST) -s -m long tests/test_fuzz.py
+
 promise: $(VENV)/.dev ## the tests that prove one row of docs/robustness.md: make promise ID=R1
 	@test -n "$(ID)" || { echo "which one? make promise ID=R1"; exit 2; }
 	$(BIN)/python -m pytest --promise $(ID)
