@@ -40,6 +40,8 @@ SHARES = {"calls": 0.3, "graph": 0.35, "manifest": 0.3, "csv": 0.04, "settings":
 AT_ONCE = 100
 LASTING = ("Watch", "WatchCycles", "Connect", "WaitOperation", "ScoreStream", "ModelStreamInfer")
 """Calls that may wait until their time is over: one in fifty."""
+LOCALLY = "Locally cancelled by application!"
+"""What gRPC's client says of an upload that was answered while it was still writing: it has lost the answer."""
 CSV = b"timestamp,flow,heat,label\n" + b"2026-01-01T00:00:00Z,1.5,2e3,0\n2026-01-01T00:00:01Z,,nan,yes\n" * 3
 YAML = b"""listen: 127.0.0.1:8001
 store: ./store
@@ -127,6 +129,9 @@ async def test_damaged_messages_are_answered(hub: Hub, seed: int) -> None:
         path, method = rng.choice(every if rng.random() < 0.02 else quick)
         raw = mutated(requests[path], rng)
         code, words = await call(channel, path, method, raw)
+        if words.endswith(LOCALLY):
+            ends["ended by the client"] += 1
+            return
         assert code in EXPECTED | {grpc.StatusCode.ABORTED, grpc.StatusCode.RESOURCE_EXHAUSTED}, (
             path,
             raw,
@@ -149,3 +154,4 @@ async def test_damaged_messages_are_answered(hub: Hub, seed: int) -> None:
     assert code in {grpc.StatusCode.OK, grpc.StatusCode.NOT_FOUND}
     assert ends["OK"]
     assert ends["INVALID_ARGUMENT"]
+    assert ends["ended by the client"] < ends.total() / 100

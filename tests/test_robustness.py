@@ -126,6 +126,8 @@ async def call(channel: grpc.aio.Channel, path: str, method, raw: bytes) -> tupl
             await running
     except grpc.aio.AioRpcError as error:
         return error.code(), words + (error.details() or "")
+    except asyncio.CancelledError:  # gRPC's own, of an upload that a status ends while it is being written
+        return await running.code(), words + (await running.details() or "")
     return grpc.StatusCode.OK, words
 
 
