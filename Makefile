@@ -10,7 +10,7 @@ TORCH := torch==2.13.0
 WORKERS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
 
-.PHONY: demo test quick long promise check lint types contracts proto dashboards proto-drift bench clean help
+.PHONY: demo test quick long fuzz promise check audit lint types contracts proto dashboards proto-drift bench clean help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -50,6 +50,9 @@ quick: $(VENV)/.dev ## the tests that take seconds, in two processes
 long: $(VENV)/.dev ## thousands of drawn architectures: minutes
 	$(BIN)/python -m pytest -m long
 
+fuzz: $(VENV)/.dev ## a million damaged inputs: messages of every call, graphs, manifests, CSV, settings; prints seeds and counts
+	$(PYTEST) -s -m long tests/test_fuzz.py
+
 promise: $(VENV)/.dev ## the tests that prove one row of docs/robustness.md: make promise ID=R1
 	@test -n "$(ID)" || { echo "which one? make promise ID=R1"; exit 2; }
 	$(BIN)/python -m pytest --promise $(ID)
@@ -59,6 +62,18 @@ check: lint types contracts proto-drift test ## what CI runs
 lint: $(VENV)/.dev ## ruff: format and rules
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+$(VENV)/.audit: pyproject.toml $(VENV)/.dev
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip --disable-pip-version-check install -q 'pip>=25.1'
+	$(VENV)/audit/bin/python -m pip --disable-pip-version-check install -q --group audit
+	@touch $@
+
+# pip-audit asks pypi.org; --strict: what could not be asked about is a failure. Not in CI, which must not depend on the day.
+audit: $(VENV)/.audit ## bandit, and pip-audit: known holes in the packages installed
+	$(VENV)/audit/bin/bandit -q -ll -r detectors pruning server proto
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+.*//' > $(VENV)/audit/installed.txt
+	$(VENV)/audit/bin/pip-audit --strict --disable-pip --no-deps -r $(VENV)/audit/installed.txt
 
 types: $(VENV)/.dev ## mypy --strict on the product
 	$(BIN)/mypy

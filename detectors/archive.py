@@ -10,6 +10,8 @@ from pathlib import Path
 
 from detectors.bundle import GRAPH, MANIFEST, MAX_FILE_BYTES, Bundle, read_bundle
 from detectors.errors import CorruptBundleError, NotFoundError
+from detectors.graph_check import check_graph
+from detectors.trial import try_bundles
 
 RELEASE = "release.json"
 """A signed release of the bundle (`server.releases.Signed`), where the hub has keys: for devices that verify it."""
@@ -73,12 +75,21 @@ def unpack_bundle(archive_file: Path, folder: Path) -> None:
 def load_bundle(path: Path) -> Bundle:
     """Reads and verifies a bundle from the file that `prunewatch export` wrote, or from its folder.
 
+    Who made it is not known, so its graph is stepped in a child process first.
+
     Raises:
         NotFoundError: there is no such file.
-        CorruptBundleError: it is not a whole bundle.
+        CorruptBundleError: it is not a whole bundle, or its graph is none that may be loaded.
     """
     if path.is_dir() or path.name == MANIFEST:
-        return read_bundle(path if path.is_dir() else path.parent)
+        return _tried(path if path.is_dir() else path.parent)
     with tempfile.TemporaryDirectory() as folder:
         unpack_bundle(path, Path(folder))
-        return read_bundle(Path(folder))
+        return _tried(Path(folder))
+
+
+def _tried(folder: Path) -> Bundle:
+    bundle = read_bundle(folder)
+    check_graph(bundle.graph, bundle.manifest.network.parameters)
+    try_bundles([folder])
+    return bundle

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.errors import CorruptBundleError
+from detectors.graph_check import check_graph
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the import: Linux wheels since 1.29 phone home otherwise
 import onnxruntime as ort
@@ -59,15 +60,18 @@ class Runtime:
     Args:
         graph: The bytes of `step.onnx`, already verified.
         threads: Threads inside one step. One is right for small networks and keeps scores independent of the machine.
+        parameters: Of the network inside, where they are known.
 
     Raises:
-        CorruptBundleError: ONNX Runtime refuses the graph, or it does not follow the contract above.
+        CorruptBundleError: the graph holds what a step graph may not (`detectors.graph_check`), ONNX Runtime refuses
+            it, or it does not follow the contract above.
     """
 
     can_be_bound = True
     """Whether `bound` steps."""
 
-    def __init__(self, graph: bytes, *, threads: int = 1) -> None:
+    def __init__(self, graph: bytes, *, threads: int = 1, parameters: int | None = None) -> None:
+        check_graph(graph, parameters)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

@@ -27,4 +27,5 @@ class Served:
     def load(cls, bundle: Bundle, version: int | None = None) -> Served:
         """Loads a verified bundle; `version` defaults to the one in its manifest."""
         manifest = bundle.manifest
-        return cls(version or manifest.version, bundle.hash, Runtime(bundle.graph), manifest.warm_up_points)
+        runtime = Runtime(bundle.graph, parameters=manifest.network.parameters)
+        return cls(version or manifest.version, bundle.hash, runtime, manifest.warm_up_points)

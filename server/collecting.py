@@ -75,6 +75,14 @@ def files_of(root: Path, name: str) -> list[Path]:
     return [path for part in OF_DETECTORS for path in _inside(root / part) if _stem(path) == name]
 
 
+def remove(path: Path, *, ignore_errors: bool = False) -> None:
+    """Removes a file or folder; of a link the link, never what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=ignore_errors)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _inside(folder: Path) -> list[Path]:
     return list(folder.iterdir()) if folder.is_dir() else []
 
@@ -112,8 +120,5 @@ def _remove(path: Path, before: float) -> bool:
         except OSError:  # it was written again beside
             shutil.rmtree(aside, ignore_errors=True)
         return False
-    if aside.is_dir():
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        aside.unlink(missing_ok=True)
+    remove(aside, ignore_errors=True)
     return True

@@ -19,6 +19,8 @@ from typing import Literal, TextIO, get_args
 
 from pythonjsonlogger.json import JsonFormatter
 
+from server.discretion import redacted
+
 ROOT = "prunewatch"
 REQUEST_ID = "x-request-id"
 """Metadata of a call with its id, both ways."""
@@ -98,7 +100,7 @@ class _Console(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         record.fields = "".join(f" {key}={_shown(value)}" for key, value in _fields(record).items() if key != "fields")
-        return super().format(record)
+        return redacted(super().format(record))
 
 
 class _Json(JsonFormatter):
@@ -110,6 +112,10 @@ class _Json(JsonFormatter):
             rename_fields={"levelname": "level", "name": "logger", "exc_info": "exception"},
             json_default=str,
         )
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        return redacted(super().format(record))
 
     def add_fields(
         self, log_data: dict[str, object], record: logging.LogRecord, message_dict: dict[str, object]

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from detectors.bundle import fsync_folder, read_bundle
 from detectors.errors import NotFoundError, PreconditionError
 from detectors.failpoints import failpoint
+from detectors.trial import try_bundles
 from server.backup import CONTENTS, SCHEMA_VERSION, Contents, Entry
 from server.catalog_check import Named, look_into
 from server.layout import BUNDLES, CATALOG, KEYS, LOCK, STAGING
@@ -90,6 +91,7 @@ def _unpacked(backup: Path, folder: Path) -> Named:
     named = look_into(folder / CATALOG)
     for bundle_hash in named.bundles:
         read_bundle(folder / BUNDLES / bundle_hash, bundle_hash, weights=True)
+    try_bundles([folder / BUNDLES / bundle_hash for bundle_hash in named.bundles])
     return named
 
 

@@ -524,7 +524,11 @@ def open_database(path: Path) -> Engine:
         NewerStoreError: it was written by a newer prunewatch; nothing has been changed.
         PreconditionError: it is no catalog, or damaged.
     """
-    engine = create_engine(URL.create("sqlite", database=str(path)), connect_args={"timeout": BUSY_SECONDS})
+    engine = create_engine(
+        URL.create("sqlite", database=str(path)),
+        connect_args={"timeout": BUSY_SECONDS},
+        hide_parameters=True,  # errors are logged, and what callers sent is in the parameters
+    )
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:

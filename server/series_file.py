@@ -85,7 +85,7 @@ class SeriesFile:
                 first = self._first(connection)
                 for start in range(0, len(names), NAMES_AT_ONCE):
                     some = names[start : start + NAMES_AT_ONCE]
-                    query = f"SELECT {COLUMNS} FROM series WHERE name IN ({','.join('?' * len(some))}) AND seen >= 0"  # noqa: S608
+                    query = f"SELECT {COLUMNS} FROM series WHERE name IN ({','.join('?' * len(some))}) AND seen >= 0"  # noqa: S608  # nosec B608
                     found += [Shelved(*row) for row in connection.execute(query, [first, *some])]
             except (sqlite3.Error, OSError):
                 logger.exception("%s can not be read; %d series begin anew", self._path, len(names) - len(found))

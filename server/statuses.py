@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Mapping
-from pathlib import PurePath
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -28,6 +27,7 @@ from detectors.errors import (
     PrunewatchError,
     disk_full,
 )
+from server.discretion import without_folders
 from server.logs import REQUEST_ID, current_request
 from server.security.principals import UnauthenticatedError
 
@@ -61,9 +61,8 @@ def status_of(error: Exception) -> status_pb2.Status:
         logger.error("unexpected error", exc_info=error)
         return status_pb2.Status(code=code_pb2.INTERNAL, message=UNEXPECTED)
     code = next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
-    field = _without_folders(error.field)
-    told = f"{error.problem} {error.hint}".strip()
-    facts = {"problem": error.problem, "field": field, "hint": error.hint}
+    facts = {name: without_folders(getattr(error, name)) for name in ("problem", "field", "hint")}
+    field, told = facts["field"], f"{facts['problem']} {facts['hint']}".strip()
     reason = code_pb2.Code.Name(code)
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=facts)]
     if isinstance(error, OverloadedError):
@@ -97,8 +96,3 @@ def recorded_error(fields: Mapping[str, str]) -> PrunewatchError:
     if not (isinstance(kind, type) and issubclass(kind, PrunewatchError)):
         kind = PrunewatchError
     return kind(fields.get("problem", ""), field=fields.get("field", ""), hint=fields.get("hint", ""))
-
-
-def _without_folders(field: str) -> str:
-    """Files are named to callers, the folders of this machine are not."""
-    return PurePath(field).name if field.startswith("/") else field

@@ -30,7 +30,7 @@ from detectors.bundle import Bundle, fsync_folder, read_bundle
 from detectors.errors import NotFoundError, PreconditionError
 from detectors.failpoints import failpoint
 from server.catalog import Catalog
-from server.collecting import OF_DETECTORS, collect, files_of
+from server.collecting import OF_DETECTORS, collect, files_of, remove
 from server.config import load_detector_config
 from server.detector_files import path_of, write_detector_file
 from server.frontiers import delete_frontiers, sweep_frontiers
@@ -143,7 +143,7 @@ class Store:
         """Removes the files of a detector that was deleted, and those of its bundles."""
         self._remove_bundles(hashes)
         for path in files_of(self.root, name):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            remove(path)
 
     # what is let go
 

@@ -13,6 +13,7 @@ from typing import Any
 from detectors.errors import PreconditionError, PrunewatchError
 from detectors.failpoints import failpoint
 from server.config import HUB
+from server.discretion import without_folders
 from server.history import History
 from server.metrics import Metrics
 from server.pace import FIT, Pace
@@ -220,12 +221,12 @@ class Worker:
 
     async def _fail(self, task: Task, error: PrunewatchError, outcome: str = "failed") -> None:
         """Nothing has changed but the book."""
-        name = task.operation.detector
+        name, told = task.operation.detector, without_folders(str(error))  # who asks for them is a caller
         try:
             for cycle in task.cycles.values():
-                await asyncio.to_thread(self._roster.catalog.end_cycle, cycle, outcome, str(error))
+                await asyncio.to_thread(self._roster.catalog.end_cycle, cycle, outcome, told)
             if task.is_fit and self._roster.host.get(name).served is None:
-                await asyncio.to_thread(self._roster.catalog.set_state, name, "failed", str(error))
+                await asyncio.to_thread(self._roster.catalog.set_state, name, "failed", told)
         except Exception:  # the operation must end all the same, or its waiters hang
             logger.exception("the end of %s could not be written", task.operation.name)
 

@@ -151,7 +151,7 @@ TOO_LARGE = ewma_graph(70_000)
 @pytest.mark.parametrize(
     ("graph", "batch", "problem"),
     [
-        (b"no graph", 4, "can not load"),
+        (b"no graph", 4, "this is no step graph"),
         (TOO_LARGE, 4096, "a step of it takes"),
         (SLOW_GRAPH + bytes(17 << 20), 4, "bytes; this device measures"),
     ],

@@ -15,7 +15,7 @@ from server.config import load_settings, split_address
 UNHEALTHY = 1
 """Exit code that a container engine counts as a failed check."""
 ANSWER_SECONDS = 5.0
-LOOPBACKS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  (an address to ask at, not to bind)
+LOOPBACKS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  (asked at, not bound)  # nosec B104
 
 
 def healthcheck(
