@@ -20,6 +20,7 @@ from server.feedback_service import FeedbackServicer
 from server.fleet.fleet import Fleet
 from server.fleet.measuring import Measuring
 from server.fleet.records import Status
+from server.fleet_readings import FleetReadings
 from server.host import Host
 from server.host_readings import HostReadings, times_of
 from server.inference_service import inference_service
@@ -101,6 +102,7 @@ class Hub:
             HostReadings(self.metrics, self.host, HUB, clock),
             CatalogReadings(self.metrics, self.roster, monotonic),
             LoopReadings(self.metrics, self.host, self.maintenance),
+            FleetReadings(self.metrics, self.roster, self.measuring),
         ):
             self.metrics.read_with(reading)
         self.metrics.flush_interval.replace({(): settings.history_flush_seconds})
@@ -119,7 +121,7 @@ class Hub:
             "serving %d detectors on %s, %s",
             len(self.host),
             self.settings.listen,
-            f"the page on http://{self.settings.admin}/" if self.settings.page else "no page",
+            f"the page on {self.listener.page_address}" if self.settings.page else "no page",
         )
 
     async def stop(self) -> None:
