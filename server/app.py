@@ -30,6 +30,7 @@ from server.loop_readings import LoopReadings
 from server.maintenance import Maintenance
 from server.metrics import Metrics
 from server.operations import OperationsServicer
+from server.page.fleet import FleetGlance
 from server.page.hub import HubView
 from server.probation import Probations
 from server.progress import Operations
@@ -93,9 +94,15 @@ class Hub:
         )
         self.scheduler = Scheduler(self.roster, self.maintenance, clock, monotonic)
         self.probations = Probations(self.roster, self.metrics, self.maintenance.published, clock)
-        view = HubView(self.roster, self.operations, is_ready=lambda: self.listener.ready, clock=clock)
         self.fleet = Fleet(settings, self.roster, self.metrics, clock=clock, monotonic=monotonic)
         self.measuring = self._measuring(clock)
+        view = HubView(
+            self.roster,
+            self.operations,
+            is_ready=lambda: self.listener.ready,
+            devices=FleetGlance(self.fleet, self.measuring),
+            clock=clock,
+        )
         self.listener = Listener(settings, self.metrics, self.host, view)
         self._loops: list[asyncio.Task[None]] = []
         for reading in (

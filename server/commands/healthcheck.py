@@ -36,8 +36,8 @@ def healthcheck(
     settings say that this machine's process listens: the file of `--config`, `PRUNEWATCH__LISTEN`, or 127.0.0.1:8001.
 
     No token is needed. Where those settings have `tls`, the process must show the very certificate that they name, so
-    that no authority is needed; where they have `tls.client_ca`, it is `/readyz` of the admin address that is asked. With
-    `--server`, `--ca` names the authority.
+    that no authority is needed; where they have `tls.client_ca`, it is `/readyz` of the admin address that is asked.
+    With `--server`, `--ca` names the authority.
 
         prunewatch healthcheck
         prunewatch healthcheck --config prunewatch.yaml
