@@ -9,6 +9,8 @@ from server.waiting import Waiting
 
 REJECTED = ("refused", "fell_back")
 ENDED = ("complete", "stopped")
+PROBES = ("used", "unused", "failed")
+POINTS = ("kept", "repeated", "refused")
 
 
 class FleetReadings:
@@ -34,15 +36,14 @@ class FleetReadings:
                 m.bundle_rejections.labels(device_class, reason)
             for outcome in ENDED:
                 m.rollouts_ended.labels(device_class, outcome)
-        m.table_devices.replace(
-            {
-                (hosted.name, device_class): self._rests_on(hosted.name, device_class)
-                for hosted in list(self._roster.host)
-                if hosted.served is not None
-                for device_class in hosted.config.device_classes
-                if device_class in classes
-            }
-        )
+            for outcome in PROBES:
+                m.probes.labels(device_class, outcome)
+        hosted = [it for it in list(self._roster.host) if it.served is not None]
+        places = [(it.name, name) for it in hosted for name in it.config.device_classes if name in classes]
+        for detector in {name for name, _ in places}:
+            for outcome in POINTS:
+                m.field_points.labels(detector, outcome)
+        m.table_devices.replace({place: self._rests_on(*place) for place in places})
         steps = measuring.in_service.in_use()
         m.in_use.replace(
             {(*key, q): it for key, both in steps.items() for q, it in zip(("0.5", "0.99"), both, strict=True)}

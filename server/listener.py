@@ -59,13 +59,13 @@ class Listener:
         any_host = not is_loopback(settings.admin)
         site = PageSite(view, any_host=any_host) if settings.page and view is not None else None
         self.certificates = certificates_of(settings)
-        keeper = keeper_of(settings)
+        keeper, on_refusal = keeper_of(settings), metrics.admin_refused.inc  # the counter is there from the start
         self._admin = Admin(
             metrics.registry,
             observe=self._observe,
             is_ready=lambda: self._ready,
             site=site,
-            door=None if keeper is None else Door(keeper, metrics.admin_refused.inc),
+            door=None if keeper is None else Door(keeper, on_refusal),
             context=None if self.certificates is None else self.certificates.context,
         )
         limit = settings.max_message_bytes

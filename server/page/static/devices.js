@@ -35,7 +35,7 @@ function rollout(it) {
 function waits(it, { devices }) {
   const answers = `${count(it.answers)} ${it.answers === 1 ? "answer" : "answers"}`;
   return h("p", null, badge("waits for devices", "busy"), " ", h("a", { href: address(it.detector, `?cycle=${it.cycle}`) }, name(it.detector), ` cycle ${it.cycle}`),
-    h("span", { class: "under" }, `, ${answers} so far, until `, when(it.expires_seconds), devices?.connected ? null : "; no device is connected"));
+    h("span", { class: "under" }, `, ${answers} so far; without one it is rejected `, when(it.expires_seconds), devices?.connected ? null : "; no device is connected"));
 }
 
 const WHERE = { serving: "good", trying: "busy", fetching: "busy", fell_back: "bad", refused: "bad" };

@@ -88,12 +88,12 @@ export function running(operations) {
 const BEGUN = { manual: "by hand", schedule: "by schedule", drift: "for drift", missed_budget: "for a missed budget", config_change: "for new settings", shift: "for a lasting shift" };
 export const begun = (trigger) => BEGUN[trigger] ?? trigger;
 
-const OUTCOMES = { adopted: "good", rejected: "bad", failed: "bad", cancelled: "bad", running: "busy" };
-export const outcome = (text) => badge(text, OUTCOMES[text]);
+const OUTCOMES = { adopted: "good", rejected: "bad", failed: "bad", cancelled: "bad", running: "busy", awaiting_device: "busy" };
+export const outcome = (text) => badge(text === "awaiting_device" ? "waits for devices" : text, OUTCOMES[text]);
 
 function decisions(cycles, process) {
   const rows = cycles.map((it) => h("li", null,
-    h("p", null, outcome(it.outcome), " ", h("a", { href: address(it.detector, `?cycle=${it.id}`) }, name(it.detector), ` cycle ${it.id}`), " for ", name(it.device_class), `, ${begun(it.trigger)} `, when(it.ended_seconds)),
+    h("p", null, outcome(it.outcome), " ", h("a", { href: address(it.detector, `?cycle=${it.id}`) }, name(it.detector), ` cycle ${it.id}`), " for ", name(it.device_class), `, ${begun(it.trigger)} `, when(it.ended_seconds ?? it.started_seconds)),
     it.reason || it.cause ? h("p", { class: "under" }, it.reason || it.cause) : null));
   return [h("h2", null, "Last decisions"), rows.length ? h("ul", { class: "list" }, rows)
     : empty("No cycle has been decided. Prune a detector to a budget: ", code(`prunewatch prune NAME --speedup 4 --server ${process.listen}`))];
