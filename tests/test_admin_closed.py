@@ -17,7 +17,9 @@ import yaml
 from authority import Authority, put
 from conftest import QUICK_TRAINER, eventually, hub_settings
 from cryptography import x509
-from ports import free_address
+from ports import free_address, free_port
+from prometheus import running
+from test_walk import blocks
 from typer.testing import CliRunner
 
 from server.app import Hub
@@ -205,3 +207,25 @@ async def test_a_healthcheck_of_another_machine_names_the_authority(tmp_path: Pa
         plain = await asyncio.to_thread(CliRunner().invoke, app, asked)
 
     assert (named.exit_code, plain.exit_code) == (0, 1)
+
+
+@pytest.mark.slow
+async def test_a_real_prometheus_scrapes_it_as_the_page_says(tmp_path: Path) -> None:
+    """With the lines of docs/security.md; without the token the target is down."""
+    certificate, key = put(tmp_path, *AUTHORITY.issue())
+    (tmp_path / "ca.crt").write_bytes(AUTHORITY.pem)
+    (job,) = next(it for it in map(yaml.safe_load, blocks("docs/security.md", "yaml")) if "scrape_configs" in it)[
+        "scrape_configs"
+    ]
+    how = {name: job[name] for name in ("scheme", "tls_config", "authorization")}
+    async with closed(tmp_path, tls={"certificate": certificate, "key": key}) as (hub, tokens):
+        (tmp_path / "prometheus.token").write_text(tokens["score"])
+        targets = {"prunewatch": [f"127.0.0.1:{hub.listener.admin_port}"]}
+        async with running(tmp_path, free_port(), targets, **how) as prometheus:
+            await eventually(prometheus.ready, 40)
+            (found,) = await eventually(lambda: prometheus.query("prunewatch_certificate_expiry_timestamp_seconds"), 40)
+            (tmp_path / "prometheus.token").write_text("pw_wrong")
+            refused = await eventually(lambda: prometheus.query("up == 0"), 40)
+
+    assert float(found["value"][1]) == pytest.approx(time.time() + 29 * DAY, abs=300)
+    assert refused
