@@ -57,10 +57,10 @@ async def test_a_hub_shows_the_devices_of_its_classes(tmp_path: Path) -> None:
         await eventually(heard)
         await offer(hub, 2)
 
-        async def shown() -> Any:
+        async def rolls_out() -> Any:
             return class_of(await see(hub, "/api/overview"), "pi4")["rollouts"]
 
-        rollouts = await eventually(shown)
+        rollouts = await eventually(rolls_out)
         pi4 = class_of(await see(hub, "/api/overview"), "pi4")
         pi3 = class_of(await see(hub, "/api/overview"), "pi3")
         token = (await token_for(hub, tmp_path, name="other")).read_text()
@@ -77,12 +77,29 @@ async def test_a_hub_shows_the_devices_of_its_classes(tmp_path: Path) -> None:
 
         (waiting,) = await eventually(waits)
         text = str(await see(hub, "/api/overview"))
+        list(hub.metrics.collect())  # as a scrape does
+        shown = hub.metrics.registry.get_sample_value
+        place = {"detector": "pump", "device_class": "pi4"}
+        begun = {
+            shown("prunewatch_bundle_rejections_total", {"device_class": "pi4", "reason": "refused"}),
+            shown("prunewatch_rollouts_ended_total", {"device_class": "pi4", "outcome": "stopped"}),
+            shown("prunewatch_field_points_total", {"detector": "pump", "outcome": "repeated"}),
+        }
+        steps = [shown("prunewatch_devices_step_seconds", {**place, "quantile": it}) for it in ("0.5", "0.99")]
+        table = shown("prunewatch_class_table_devices", place)
+        expires = shown(
+            "prunewatch_child_waiting_expires_timestamp_seconds", {"detector": "pump", "device_class": "pi3"}
+        )
 
     assert (pi4["devices"], pi3["devices"]) == ({"connected": 1, "away": 0}, None)
     assert 0 < pi4["in_use"]["pump"]["p50_seconds"] <= pi4["in_use"]["pump"]["p99_seconds"] < 1
     assert [(it["detector"], it["version"], it["stage"]) for it in rollouts] == [("pump", 2, "canary")]
     assert (waiting["detector"], waiting["answers"]) == ("pump", 0)
     assert waiting["expires_seconds"] - waiting["started_seconds"] == 86460
+    assert begun == {0.0}  # an alert sees the first one as an increase
+    assert 0 < steps[0] <= steps[1] < 1
+    assert table in {0, 1}
+    assert expires == waiting["expires_seconds"]
     assert "north-7" not in text
     for key in {*pi4, *pi4["devices"], *rollouts[0], *waiting, *pi4["in_use"]["pump"]}:
         assert f"`{key}`" in DOCUMENT, key
