@@ -146,10 +146,10 @@ async def test_an_operator_of_devices_can_type_what_stands_there(folder: Path) -
         walk.stand_ins["SECRET.FINGERPRINT"] = re.search(r"[\w-]{20,}\.[0-9a-f]{16}", told)[0]
         await walk.run(line(edge, "echo"))
         async with walk.started(line(edge, "prunewatch edge --hub hub.local:8001 --device-class"), on_device):
-            await eventually(lambda: shows(walk, "trying"))
+            await shows(hub, walk, "trying")
         async with walk.started(line(edge, "prunewatch edge --hub hub.local:8001 --store"), on_device):
             await proven(on_device)
-            await eventually(lambda: shows(walk, "serving"))
+            await shows(hub, walk, "serving")
             assert "north-7" in await walk.run(line(fleet, "prunewatch devices --server"))
             await released(hub, 2)
             walk.stand_ins[" 12 "] = f" {newest_rollout(hub)} "
@@ -194,11 +194,15 @@ async def proven(on_device: str) -> None:
         await client.score("pump", series=["a"], stamps=np.arange(600), values=values)
 
 
-async def shows(walk: Walk, words: str) -> bool:
-    """Whether the hub knows of the device, in these words."""
-    arguments = shlex.split(walk.here(line("docs/fleet.md", "prunewatch devices show")))[1:]
-    done = await asyncio.to_thread(CliRunner().invoke, app, arguments)
-    return done.exit_code == 0 and words in done.stdout.lower()
+async def shows(hub: Hub, walk: Walk, state: str) -> None:
+    """The hub hears of the device that `pump` is in this state there, and says so."""
+
+    async def heard() -> bool:
+        known = hub.fleet.presence.of("north-7")
+        return known is not None and "pump" in known.status.served and known.status.served["pump"].state == state
+
+    await eventually(heard)
+    assert state in (await walk.run(line("docs/fleet.md", "prunewatch devices show"))).lower()
 
 
 @pytest.mark.slow
