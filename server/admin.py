@@ -1,9 +1,13 @@
-"""HTTP for people and machines that watch the process: metrics, health, and the page. Loopback by default, GET only."""
+"""HTTP for people and machines that watch the process: metrics, health, and the page. Loopback by default, GET only.
+
+Where the settings have `tls`, this address is encrypted too; where they have `auth`, only health is open.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Protocol
@@ -29,6 +33,13 @@ class Site(Protocol):
         """The answer; None: nothing is there."""
 
 
+class Asks(Protocol):
+    """Says who may look."""
+
+    def refusal(self, request: Request) -> Response | None:
+        """What is answered instead; None: the request may be answered."""
+
+
 class Admin:
     """A very small HTTP server on the same loop.
 
@@ -37,6 +48,8 @@ class Admin:
         observe: Refreshes gauges before they are shown.
         is_ready: Whether to send work here.
         site: The page; None: there is none.
+        door: Who may look; None: whoever reaches the address.
+        context: Encrypts; None: plain text.
         write_seconds: Whoever has not read an answer for so long is let go of.
     """
 
@@ -47,12 +60,16 @@ class Admin:
         observe: Callable[[], None],
         is_ready: Callable[[], bool],
         site: Site | None = None,
+        door: Asks | None = None,
+        context: ssl.SSLContext | None = None,
         write_seconds: float = WRITE_SECONDS,
     ) -> None:
         self._registry = registry
         self._observe = observe
         self._is_ready = is_ready
         self._site = site
+        self._door = door
+        self._context = context
         self._write_seconds = write_seconds
         self._server: asyncio.Server | None = None
         self._connections = 0
@@ -60,7 +77,12 @@ class Admin:
 
     async def start(self, host: str, port: int) -> None:
         """Begins to listen; OSError when the address is taken."""
-        self._server = await asyncio.start_server(self._serve, host, port, limit=HEAD_BYTES)
+        tls = (
+            {}
+            if self._context is None
+            else {"ssl_handshake_timeout": HEAD_SECONDS, "ssl_shutdown_timeout": HEAD_SECONDS}
+        )
+        self._server = await asyncio.start_server(self._serve, host, port, limit=HEAD_BYTES, ssl=self._context, **tls)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
@@ -90,6 +112,8 @@ class Admin:
     async def _answer(self, request: Request) -> Response:
         if request.method not in {"GET", "HEAD"}:
             return text(HTTPStatus.METHOD_NOT_ALLOWED, "GET only\n", Allow="GET, HEAD")
+        if self._door is not None and (refusal := self._door.refusal(request)) is not None:
+            return refusal
         if request.path == "/metrics":
             self._observe()
             shown = await asyncio.to_thread(generate_latest, self._registry)

@@ -20,6 +20,7 @@ from server.feedback_service import FeedbackServicer
 from server.fleet.fleet import Fleet
 from server.fleet.measuring import Measuring
 from server.fleet.records import Status
+from server.fleet_readings import FleetReadings
 from server.host import Host
 from server.host_readings import HostReadings, times_of
 from server.inference_service import inference_service
@@ -29,6 +30,7 @@ from server.loop_readings import LoopReadings
 from server.maintenance import Maintenance
 from server.metrics import Metrics
 from server.operations import OperationsServicer
+from server.page.fleet import FleetGlance
 from server.page.hub import HubView
 from server.probation import Probations
 from server.progress import Operations
@@ -92,15 +94,22 @@ class Hub:
         )
         self.scheduler = Scheduler(self.roster, self.maintenance, clock, monotonic)
         self.probations = Probations(self.roster, self.metrics, self.maintenance.published, clock)
-        view = HubView(self.roster, self.operations, is_ready=lambda: self.listener.ready, clock=clock)
         self.fleet = Fleet(settings, self.roster, self.metrics, clock=clock, monotonic=monotonic)
         self.measuring = self._measuring(clock)
+        view = HubView(
+            self.roster,
+            self.operations,
+            is_ready=lambda: self.listener.ready,
+            devices=FleetGlance(self.fleet, self.measuring),
+            clock=clock,
+        )
         self.listener = Listener(settings, self.metrics, self.host, view)
         self._loops: list[asyncio.Task[None]] = []
         for reading in (
             HostReadings(self.metrics, self.host, HUB, clock),
             CatalogReadings(self.metrics, self.roster, monotonic),
             LoopReadings(self.metrics, self.host, self.maintenance),
+            FleetReadings(self.metrics, self.roster, self.measuring),
         ):
             self.metrics.read_with(reading)
         self.metrics.flush_interval.replace({(): settings.history_flush_seconds})
@@ -119,7 +128,7 @@ class Hub:
             "serving %d detectors on %s, %s",
             len(self.host),
             self.settings.listen,
-            f"the page on http://{self.settings.admin}/" if self.settings.page else "no page",
+            f"the page on {self.listener.page_address}" if self.settings.page else "no page",
         )
 
     async def stop(self) -> None:

@@ -13,8 +13,8 @@ class Finding:
     """One thing that was looked at.
 
     Attributes:
-        part: Of the installation: `python`, `packages`, `runtime`, `system`, `settings`. Of the store: `catalog`,
-            `bundles`, `orphans`, `history`, `golden`, `tables`, `frontiers`, `files`, `rebuild`.
+        part: Of the installation: `python`, `packages`, `runtime`, `system`, `settings`, `tls`. Of the
+            store: `catalog`, `bundles`, `orphans`, `history`, `golden`, `tables`, `frontiers`, `files`, `rebuild`.
         state: `note` is worth knowing and mends itself or need not be; `problem` is not and does not.
         told: What was found.
         todo: What to do about it.

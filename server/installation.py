@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from detectors.errors import PrunewatchError
 from server.config import Settings, load_settings, split_address
 from server.findings import Finding
+from server.tls_check import examine_tls
 
 DISTRIBUTION = "prunewatch"
 HUB_EXTRA = "hub"
@@ -52,6 +53,7 @@ def examine_installation(
         *_system(root, time.time() if now is None else now),
         told,
         *(_addresses(settings) if settings else ()),
+        *(examine_tls(settings.tls, time.time() if now is None else now) if settings and settings.tls else ()),
     ]
 
 

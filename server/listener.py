@@ -25,6 +25,7 @@ from server.metrics import Metrics
 from server.page.site import PageSite, View
 from server.reflection import enable_reflection
 from server.security.certificates import Certificates, TlsFiles
+from server.security.door import Door
 from server.security.gatekeeper import Gatekeeper
 from server.security.tokens import Tokens
 from server.streams import Streams
@@ -57,15 +58,23 @@ class Listener:
         self._ready = False
         any_host = not is_loopback(settings.admin)
         site = PageSite(view, any_host=any_host) if settings.page and view is not None else None
-        self._admin = Admin(metrics.registry, observe=self._observe, is_ready=lambda: self._ready, site=site)
+        self.certificates = certificates_of(settings)
+        keeper, on_refusal = keeper_of(settings), metrics.admin_refused.inc  # the counter is there from the start
+        self._admin = Admin(
+            metrics.registry,
+            observe=self._observe,
+            is_ready=lambda: self._ready,
+            site=site,
+            door=None if keeper is None else Door(keeper, on_refusal),
+            context=None if self.certificates is None else self.certificates.context,
+        )
         limit = settings.max_message_bytes
         self.gate = Gate(settings.max_calls, settings.max_streams, metrics.refused.inc)
         places = settings.fleet.max_devices  # for the link of each, and a download
         self.device_gate = Gate(settings.max_calls, 2 * places, metrics.refused.inc, ("max_calls", "fleet.max_devices"))
         self.streams = Streams(settings.slow_reader_seconds, metrics.slow_readers.inc)
-        self.certificates = certificates_of(settings)
         self._server = grpc.aio.server(
-            interceptors=[Guard(metrics, self.gate, self.device_gate, keeper_of(settings))],
+            interceptors=[Guard(metrics, self.gate, self.device_gate, keeper)],
             options=[
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", limit),
@@ -84,6 +93,11 @@ class Listener:
         return self._admin.port
 
     @property
+    def page_address(self) -> str:
+        """Where a browser finds the page."""
+        return f"http{'' if self.certificates is None else 's'}://{self._settings.admin}/"
+
+    @property
     def ready(self) -> bool:
         """Whether it serves: not before it has begun, nor while it drains."""
         return self._ready
@@ -96,6 +110,9 @@ class Listener:
         self._metrics.streams.replace({(): self.gate.streams})
         self._metrics.calls_limit.replace({(): limits.max_calls})
         self._metrics.streams_limit.replace({(): limits.max_streams})
+        if self.certificates is not None:
+            self.certificates.follow()
+            self._metrics.certificate_expiry.replace({(): self.certificates.expires})
 
     async def start(self, services: Sequence[tuple[str, Register]]) -> None:
         """Begins to serve.

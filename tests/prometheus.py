@@ -55,13 +55,13 @@ class Prometheus:
 
 
 @asynccontextmanager
-async def running(folder: Path, port: int, jobs: Mapping[str, Sequence[str]]) -> AsyncIterator[Prometheus]:
-    """One that scrapes the addresses of `jobs` every second and evaluates the rules as often."""
+async def running(folder: Path, port: int, jobs: Mapping[str, Sequence[str]], **how: Any) -> AsyncIterator[Prometheus]:
+    """One that scrapes the addresses of `jobs` every second, with `how` in each, and evaluates the rules as often."""
     config = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
         "rule_files": [str(path) for path in sorted(RULES.glob("*.rules.yml"))],
         "scrape_configs": [
-            {"job_name": job, "static_configs": [{"targets": list(targets)}]} for job, targets in jobs.items()
+            {"job_name": job, **how, "static_configs": [{"targets": list(targets)}]} for job, targets in jobs.items()
         ],
     }
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from authority import Authority, put
 from typer.testing import CliRunner
 
 from detectors.errors import NotFoundError
@@ -17,6 +18,7 @@ from server.findings import is_sound
 from server.installation import ENOUGH_FILES, examine_installation
 
 ROOT = Path(__file__).parent.parent
+AUTHORITY = Authority.new()
 
 
 def of(findings, part):
@@ -129,3 +131,66 @@ def test_the_command_looks_at_the_installation_where_there_is_no_store(tmp_path,
     assert "there is none at prunewatch-store yet" in done.output
     assert json.loads(shown.stdout)["sound"]
     assert isinstance(named.exception, NotFoundError)
+
+
+def tls_findings(folder, mode=0o600, **dates):
+    """What doctor says of a certificate with these dates, whose key has this mode."""
+    certificate, key = put(folder, *AUTHORITY.issue("hub.example", **dates))
+    key.chmod(mode)
+    file = folder / "hub.yaml"
+    file.write_text(f"tls: {{certificate: {certificate}, key: {key}}}\nauth: {{}}\n")
+    return of(examine_installation(file, folder / "store"), "tls")
+
+
+@pytest.mark.parametrize(
+    ("dates", "state", "told"),
+    [
+        ({}, "ok", "fits its key and lasts until"),
+        ({"days": 5.0}, "note", "for hub.example ends on"),
+        ({"begins": -40.0}, "problem", "ended on"),
+        ({"begins": 3.0}, "problem", "begins on"),
+    ],
+)
+def test_the_dates_of_a_certificate_are_looked_at(tmp_path, dates, state, told):
+    """Before it ends, not when callers refuse it."""
+    ((found, words),) = tls_findings(tmp_path, **dates)
+
+    assert found == state
+    assert told in words
+
+
+def test_who_can_read_the_key_is_looked_at(tmp_path):
+    """Every user: a problem; the group: worth knowing; the owner alone: nothing to say."""
+    assert [state for state, _ in tls_findings(tmp_path, 0o600)] == ["ok"]
+    assert [state for state, _ in tls_findings(tmp_path, 0o640)] == ["ok", "note"]
+    assert [state for state, _ in tls_findings(tmp_path, 0o644)] == ["ok", "problem"]
+
+
+def test_a_pair_that_does_not_fit_is_a_problem(tmp_path):
+    """Missing, or another one's key: said with the file, before a server is started with it."""
+    certificate, key = put(tmp_path, *AUTHORITY.issue())
+    file, store = tmp_path / "hub.yaml", tmp_path / "store"
+    file.write_text(f"tls: {{certificate: {certificate}, key: {key}}}\n")
+    key.write_bytes(AUTHORITY.issue()[1])
+    ((others, told),) = of(examine_installation(file, store), "tls")
+    key.unlink()
+    ((missing, where),) = of(examine_installation(file, store), "tls")
+
+    assert (others, missing) == ("problem", "problem")
+    assert "no certificate that belongs to the key" in told
+    assert "tls.key can not be read" in where
+
+
+def test_authorities_that_have_ended_are_a_problem(tmp_path):
+    """No certificate of a caller counts then."""
+    certificate, key = put(tmp_path, *AUTHORITY.issue())
+    key.chmod(0o600)
+    ended = tmp_path / "ca.crt"
+    ended.write_bytes(AUTHORITY.issue(begins=-40.0)[0])
+    file = tmp_path / "hub.yaml"
+    file.write_text(f"tls: {{certificate: {certificate}, key: {key}, client_ca: {ended}}}\n")
+
+    found = of(examine_installation(file, tmp_path / "store"), "tls")
+
+    assert [state for state, _ in found] == ["ok", "problem"]
+    assert "authorities of callers" in found[1][1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
-import os
 import re
 import socket
 import subprocess
@@ -26,6 +25,7 @@ from detectors.bundle import Bundle, make_bundle, write_bundle
 from prunewatch.client import Client
 from server.app import Hub
 from server.metrics import Metrics
+from server.metrics.device import DeviceMetrics
 from server.metrics.registry import families
 from server.publish import publish_cycle
 
@@ -34,8 +34,12 @@ BOARDS = sorted((ROOT / "deploy" / "grafana" / "dashboards").glob("*.json"))
 SERIES, MESSAGES = 256, 220  # more steps than `prunewatch_live_step_seconds` is of
 REJECT = 9004  # `quick_trainer`
 BUDGET = {"p50": "1ms", "p99": "2ms", "size": "64KiB"}
-RARE = {"prunewatch_rolled_back_timestamp_seconds", "prunewatch_drifting_since_timestamp_seconds"}
-"""Of what hopefully never happens there are no time series."""
+RARE = {
+    *("prunewatch_rolled_back_timestamp_seconds", "prunewatch_drifting_since_timestamp_seconds"),
+    *("prunewatch_child_waiting_since_timestamp_seconds", "prunewatch_child_waiting_expires_timestamp_seconds"),
+    *("prunewatch_releases_rejected_total", "prunewatch_certificate_expiry_timestamp_seconds"),
+}
+"""Of what hopefully never happens, or is there with TLS alone, there are no time series."""
 
 
 def rules() -> Iterator[dict[str, Any]]:
@@ -117,7 +121,7 @@ def test_names_in_expressions_are_families_or_recorded() -> None:
     parser = pytest.importorskip("promql_parser")
     recorded = {rule["record"] for rule in rules() if "record" in rule}
     endings = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
-    known = {it.name + ending for it in families(Metrics) for ending in endings[it.kind]}
+    known = {it.name + ending for it in (*families(Metrics), *families(DeviceMetrics)) for ending in endings[it.kind]}
     others = r"up|ALERTS|process_\w+"
 
     asked = [(rule.get("alert") or rule["record"], rule["expr"]) for rule in rules()]
@@ -221,14 +225,23 @@ def gated(bundle: Bundle) -> Bundle:
     return make_bundle(bundle.files, **fields)
 
 
+def token_for(hub: Hub, folder: Path) -> Path:
+    """A file in a new folder with a token for a device."""
+    folder.mkdir()
+    path = folder / "token"
+    path.write_text(hub.fleet.enrolment.make_token("pi4").text)
+    return path
+
+
 @asynccontextmanager
-async def device(folder: Path, listen: int, admin: int) -> AsyncIterator[None]:
-    """`prunewatch edge` with a bundle for `pi4`."""
-    command = [sys.executable, "-c", "from server.cli import main; main()", "edge", "--bundle", str(folder)]
+async def device(folder: Path, hub: Hub, listen: int, admin: int) -> AsyncIterator[None]:
+    """`prunewatch edge --hub`: an agent of class `pi4` with a store in `folder`, enrolled with a token."""
+    token = await asyncio.to_thread(token_for, hub, folder)
+    command = [sys.executable, "-c", "from server.cli import main; main()", "edge", "--store", str(folder / "store")]
+    command += ["--hub", f"127.0.0.1:{hub.listener.port}", "--device-class", "pi4", "--device", folder.name]
+    command += ["--token-file", str(token)]
     command += ["--listen", f"127.0.0.1:{listen}", "--admin", f"127.0.0.1:{admin}"]
-    budget = json.dumps({"pi4": {**BUDGET, "batch": SERIES}})
-    environment = {**os.environ, "PRUNEWATCH__DEVICE_CLASSES": budget}
-    process = await asyncio.create_subprocess_exec(*command, env=environment, stderr=asyncio.subprocess.DEVNULL)
+    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
     try:
         yield
     finally:
@@ -273,7 +286,7 @@ class Load:
         await self._client.close()
 
 
-async def lived(hub: Hub, folder: Path) -> None:
+async def lived(hub: Hub) -> None:
     """A detector with versions, cycles of two outcomes, labels, a schedule, and an eye on drift."""
     config = {"device_classes": ["hub", "pi4"], "triggers": {"drift": True, "drift_window": 40}}
     config["schedule"] = {"prune_every": "7d", "refit_every": "9000000 points"}
@@ -286,7 +299,7 @@ async def lived(hub: Hub, folder: Path) -> None:
         await client.wait_operation(await client.prune("pump", **upload, seed=REJECT))
         await asyncio.to_thread(publish_cycle, hub.store, "pump", "pi4", made, batch=SERIES)
         await client.freeze("pump")  # drift is seen, but nothing begins by itself
-    write_bundle(child, folder)
+    await hub.fleet.settle(["pump"])
 
 
 @pytest.mark.slow
@@ -297,24 +310,26 @@ async def test_every_rule_and_every_panel_has_data(tmp_path: Path) -> None:
         tmp_path,
         device_classes={name: {**BUDGET, "batch": SERIES} for name in ("hub", "pi4")},
         history_flush_seconds=0.2,
+        fleet={"status_every": "1s"},
     )
     hub, ports = Hub(settings, trainer=QUICK_TRAINER), [free_port() for _ in range(5)]
     await hub.start()
     loads: list[Load] = []
     try:
-        await lived(hub, tmp_path / "bundle")
+        await lived(hub)
         jobs = {
             "prunewatch": [f"127.0.0.1:{hub.listener.admin_port}"],
             "prunewatch-edge": [f"127.0.0.1:{port}" for port in ports[2:4]],
         }
         async with (
-            device(tmp_path / "bundle", ports[0], ports[2]),
-            device(tmp_path / "bundle", ports[1], ports[3]),
+            device(tmp_path / "north", hub, ports[0], ports[2]),
+            device(tmp_path / "south", hub, ports[1], ports[3]),
             running(tmp_path, ports[4], jobs) as prometheus,
         ):
             loads = [Load(port) for port in (hub.listener.port, *ports[:2])]
             await eventually(prometheus.ready, 40)
             await eventually(lambda: all_up(prometheus), 40)
+            await eventually(lambda: all_scoring(prometheus), 40)
             await asyncio.gather(*(load.send(MESSAGES, anomaly=True) for load in loads))
             sending = asyncio.create_task(keep_sending(loads))
             try:
@@ -348,9 +363,19 @@ async def all_up(prometheus: Prometheus) -> bool:
     return len(await prometheus.query("up == 1")) == 3
 
 
+async def all_scoring(prometheus: Prometheus) -> bool:
+    """Whether both devices have what was released to them."""
+    return len(await prometheus.query("prunewatch_detector_info * on (instance) prunewatch_hub_connected == 1")) == 2
+
+
 async def all_recorded(prometheus: Prometheus) -> bool:
     """Whether what changes slowest has been recorded of all three."""
-    for expr in ("increase(prunewatch_operations_ended_total[1d]) > 0", "detector:prunewatch_feedback_precision:ratio"):
+    for expr in (
+        "increase(prunewatch_operations_ended_total[1d]) > 0",
+        "detector:prunewatch_feedback_precision:ratio",
+        "class:prunewatch_devices_away:ratio",
+        "prunewatch_devices_step_seconds",
+    ):
         if not await prometheus.query(expr):
             return False
     return len(await prometheus.query("detector:prunewatch_alarms_asked:ratio_rate1h > 0")) == 3

@@ -23,8 +23,9 @@ from detectors.errors import PrunewatchError
 from prunewatch.client import Client
 from server.admin import MOST_CONNECTIONS, Admin
 from server.app import Hub
-from server.edge import REMEMBERED, Edge
+from server.edge import Edge
 from server.http_messages import Request, Response, parse_request
+from server.page.edge import REMEMBERED
 from server.page.live import FEATURES
 from server.page.site import MOST_ASKED, STATIC, PageSite
 

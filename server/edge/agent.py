@@ -40,6 +40,8 @@ from server.inference_service import inference_service
 from server.listener import Listener
 from server.metrics import Metrics
 from server.metrics.device import DeviceMetrics
+from server.page.device import device_shown
+from server.page.edge import REMEMBERED, EdgeView
 from server.scoring import scoring_service
 
 DOWNLOADS, PROBES, UNPACKED, OUTBOX = "downloads", "probes", "unpacked", "outbox.db"
@@ -114,13 +116,19 @@ class Agent:
     ) -> None:
         self._settings = settings
         self._options = options
+        self._clock = clock
         _require_address(options.hub)
         token = read_token(options.token_file) if options.token_file is not None else None
         self.metrics = Metrics(registry or CollectorRegistry(), role="edge")
         self.device_metrics = DeviceMetrics(self.metrics.registry)
         self.device = Device.open(options.store, name=options.device, device_class=options.device_class)
-        self.host = Host(self.metrics, ring_points=settings.ring_points, clock=lambda: int(clock() * 1e9))
-        self.listener = Listener(settings, self.metrics, self.host)
+        self.host = Host(
+            self.metrics,
+            ring_points=settings.ring_points,
+            clock=lambda: int(clock() * 1e9),
+            remember=REMEMBERED if settings.page else 0,
+        )
+        self.listener = Listener(settings, self.metrics, self.host, self._view())
         dropped = self.device_metrics.outbox_dropped
         self.outbox = Outbox(
             options.store / OUTBOX,
@@ -128,7 +136,6 @@ class Agent:
             on_drop=lambda kind: dropped.labels(kind.name.lower()).inc(),
         )
         self._limits = Limits(monotonic)
-        self._clock = clock
         self._began = time.monotonic()
         tempo = tempo or Tempo()
         self._look_seconds = tempo.look
@@ -280,6 +287,19 @@ class Agent:
             logger.warning("%s is not taken: %s", path, error)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _view(self) -> EdgeView:
+        """What the page on the admin address shows."""
+        return EdgeView(
+            self.host,
+            lambda: {it.name: it.shown for it in self.convergence.deployments.values() if it.shown is not None},
+            self._settings,
+            is_ready=lambda: self.listener.ready,
+            device=lambda: device_shown(
+                self.device, self.convergence.deployments, self.outbox, self.link, self._options.hub
+            ),
+            clock=self._clock,
+        )
 
     def _show_device(self) -> None:
         """Has what a scrape shows read when it comes."""

@@ -24,11 +24,9 @@ from server.inference_service import inference_service
 from server.listener import Listener, until_asked_to_stop
 from server.logs import set_up
 from server.metrics import Metrics
-from server.page.edge import EdgeView
+from server.page.edge import REMEMBERED, EdgeView
 from server.scoring import scoring_service
 
-REMEMBERED = 50
-"""Anomalies that the page shows, the newest; nothing else keeps them here."""
 logger = logging.getLogger("prunewatch.edge.app")
 
 
@@ -62,9 +60,10 @@ class Edge:
             budget=budget,
             remember=REMEMBERED if settings.page else 0,
         )
-        view = EdgeView(
-            self.host, bundle.manifest, bundle.size, bundle.hash, settings, is_ready=lambda: self.listener.ready
-        )
+        manifest = bundle.manifest
+        shown = Shown(manifest.detector, self._class, manifest.version, bundle.hash, BundleFacts.of(bundle))
+        self._shown = {manifest.detector: shown}
+        view = EdgeView(self.host, lambda: self._shown, settings, is_ready=lambda: self.listener.ready)
         self.listener = Listener(settings, self.metrics, self.host, view)
 
     async def start(self) -> None:
@@ -72,8 +71,7 @@ class Edge:
         manifest = self._bundle.manifest
         hosted = self.host.add(manifest.detector, self._config)
         await hosted.serve(Served.load(self._bundle), manifest.features)
-        shown = Shown(manifest.detector, self._class, manifest.version, self._bundle.hash, BundleFacts.of(self._bundle))
-        show_bundles(self.metrics, [shown])
+        show_bundles(self.metrics, self._shown.values())
         self.metrics.budget.replace(
             {(manifest.detector, self._class, quantile): it for quantile, it in times_of(self._budget).items()}
         )

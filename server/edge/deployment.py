@@ -234,16 +234,20 @@ class Deployment:
             if self._trial is not None:
                 await asyncio.to_thread(self.slots.end_in_order)
 
+    @property
+    def newest(self) -> tuple[ReleaseState, str, int]:
+        """Where it is with the newest release, why, and the number of that."""
+        state = self.slots.state
+        if self._stated is not None:
+            return self._stated
+        if state.given_up is not None:
+            return state.given_up.state, state.given_up.reason, state.counter
+        return (ReleaseState.TRYING if state.trial else ReleaseState.SERVING), "", state.counter
+
     def standing(self, flagged: int) -> Standing:
         """Where it is; `flagged` points since the start. Begins to count steps anew."""
-        state, hosted = self.slots.state, self.hosted
-        asked = state.counter
-        if self._stated is not None:
-            where, reason, asked = self._stated
-        elif state.given_up is not None:
-            where, reason = state.given_up.state, state.given_up.reason
-        else:
-            where, reason = (ReleaseState.TRYING if state.trial else ReleaseState.SERVING), ""
+        hosted = self.hosted
+        where, reason, asked = self.newest
         p50, p99 = self._step_times(hosted)
         scorer = hosted.live() if hosted is not None and not hosted.problem else None
         return Standing(

@@ -142,6 +142,19 @@ class InService:
         seen.p50.append(p50)
         seen.p99.append(p99)
 
+    def in_use(self) -> dict[tuple[str, str], tuple[float, float]]:
+        """Step times in use as devices say them: p50 and p99 in seconds, medians, by detector and class.
+
+        Of those that were heard of in a day. Any thread may ask.
+        """
+        oldest, found = self._clock() - HEARD_SECONDS, {}
+        for key, devices in list(self._seen.items()):
+            heard = [it for it in list(devices.values()) if it.heard >= oldest and it.p99]
+            if heard:
+                p50, p99 = (float(np.median([np.median(list(getattr(it, q))) for it in heard])) for q in ("p50", "p99"))
+                found[key] = p50, p99
+        return found
+
     def missed(self, detector: str, device_class: str, bundle: str, budget: Budget) -> str:
         """How the budget is missed in use, in words; empty: it is met, or too little was heard.
 

@@ -62,7 +62,7 @@ class Cells(Generic[Cell]):
         if cell is None:
             if len(values) != len(self.family.labels):
                 raise ValueError(f"{self.family.name} has the labels {self.family.labels}, not {values}")
-            cell = self._cells[values] = self._make()
+            cell = self._cells.setdefault(values, self._make())  # two threads that begin it get the same
         return cell
 
     def remove(self, **labels: str) -> None:

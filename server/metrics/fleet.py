@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.metrics.family import counter, gauge
+from server.metrics.family import counter, gauge, reading
 from server.metrics.labels import CLASS, DETECTOR
 from server.metrics.registry import Registered
 
@@ -23,4 +23,24 @@ class FleetMetrics(Registered):
     )
     field_points = counter(
         "prunewatch_field_points", "Points that devices sent, by what became of them.", DETECTOR, "outcome"
+    )
+    in_use = reading(
+        "prunewatch_devices_step_seconds",
+        "Step in use as devices say it themselves: the median over those that were heard of in a day.",
+        *(DETECTOR, CLASS, "quantile"),
+    )
+    table_devices = reading(
+        "prunewatch_class_table_devices",
+        "Devices whose measurements, not too old, the latency table of a class rests on.",
+        *(DETECTOR, CLASS),
+    )
+    waiting_since = reading(
+        "prunewatch_child_waiting_since_timestamp_seconds",
+        "Since when a child waits for devices to measure it; absent where none does.",
+        *(DETECTOR, CLASS),
+    )
+    waiting_expires = reading(
+        "prunewatch_child_waiting_expires_timestamp_seconds",
+        "When it is rejected if no device has answered.",
+        *(DETECTOR, CLASS),
     )

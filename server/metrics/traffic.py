@@ -31,3 +31,7 @@ class Traffic(Registered):
     streams_limit = reading("prunewatch_streams_limit", "So many of them may be open at once (max_streams).")
     refused = single("prunewatch_refused", "Calls and streams that were refused because there were too many.")
     slow_readers = single("prunewatch_slow_readers", "Streams that were ended because nobody read their answers.")
+    certificate_expiry = reading(
+        "prunewatch_certificate_expiry_timestamp_seconds", "When the certificate of both addresses ends (tls)."
+    )
+    admin_refused = single("prunewatch_admin_refused", "Requests at the admin address without a token that may look.")

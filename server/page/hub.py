@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from detectors.errors import NotFoundError, PreconditionError
@@ -14,6 +14,7 @@ from server.frontiers import glance_at_frontier
 from server.jobs import parent_version
 from server.overview_rows import Overview, ServedGlance
 from server.page.cycles import absent, adoption_shown, cycle_shown, glance_shown, operation_shown, report_of, said_shown
+from server.page.fleet import DeviceFacts
 from server.page.live import Live, anomaly_shown, budget_shown, process_shown
 from server.page.site import Make
 from server.page.versions import versions_shown
@@ -38,6 +39,7 @@ class HubView:
         roster: The detectors.
         operations: What runs.
         is_ready: Whether the hub serves.
+        devices: Gathers what there is to see of the devices of classes.
         clock: Seconds since the epoch.
     """
 
@@ -47,11 +49,13 @@ class HubView:
         operations: Operations,
         *,
         is_ready: Callable[[], bool],
+        devices: Callable[[Iterable[str]], Callable[[], DeviceFacts]],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._roster = roster
         self._operations = operations
         self._is_ready = is_ready
+        self._devices = devices
         self._clock = clock
         self._started = clock()
 
@@ -62,6 +66,7 @@ class HubView:
         lives = {hosted.name: Live.of(hosted, SPARKS) for hosted in roster.host}
         owned = roster.settings.detectors.keys()
         running, process = self._operations.running, self._process()
+        devices = self._devices(list(roster.device_classes))
 
         def make() -> dict[str, Any]:
             found = roster.catalog.overview(detectors=DETECTORS, newest=NEWEST)
@@ -81,7 +86,7 @@ class HubView:
             begun = {it.operation: it for it in found.running}
             return {
                 "process": process,
-                "device_classes": self._classes(found),
+                "device_classes": self._classes(found, devices()),
                 "detectors": cards,
                 "left_out": max(len(lives) - len(cards), 0),
                 "operations": [operation_shown(it, begun.get(it.name)) for it in running],
@@ -163,7 +168,7 @@ class HubView:
 
     def _require_class(self, name: str, device_class: str) -> None:
         self._roster.host.get(name)
-        known = self._roster.settings.device_classes
+        known = self._roster.device_classes
         if device_class not in known:
             raise NotFoundError(
                 f"there is no device class {device_class[:80]!r}.", hint=f"There are: {', '.join(known)}."
@@ -216,13 +221,14 @@ class HubView:
         fitting = {it.device_class: it for it in measurements if (it.bundle_hash, it.batch) == (bundle_hash, batch)}
         return fitting.get(device_class) or fitting.get(HUB)
 
-    def _classes(self, found: Overview) -> list[dict[str, Any]]:
-        settings = self._roster.settings
+    def _classes(self, found: Overview, devices: DeviceFacts) -> list[dict[str, Any]]:
         return [
             {
                 "name": name,
                 **budget_shown(budget),
                 "serves": sum(it.device_class == name for it in found.served),
+                **devices[name],
             }
-            for name, budget in settings.device_classes.items()
+            for name, budget in list(self._roster.device_classes.items())
+            if name in devices  # else it was made a moment ago
         ]

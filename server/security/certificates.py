@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import ssl
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import cast
 
 import grpc
 from cryptography import x509
+from cryptography.x509.oid import NameOID
 
 from detectors.errors import InvalidInputError
 
@@ -43,6 +45,7 @@ class _Pair:
     key: bytes
     client_ca: bytes | None
     expires: float
+    context: ssl.SSLContext
 
 
 class Certificates:
@@ -63,10 +66,10 @@ class Certificates:
         self._seen = self._stamps()
         self._pair = _read(files)
         self._used = self._pair
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        """For the HTTP address; `follow` keeps it up to date."""
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
-        self.context.load_cert_chain(files.certificate, files.key)
+        self._following = threading.Lock()
+        self.context = _context(files)
+        """For the HTTP address: each handshake is done with the pair that is present then."""
+        self.context.sni_callback = self._choose
 
     @property
     def expires(self) -> float:
@@ -74,7 +77,11 @@ class Certificates:
         return self._pair.expires
 
     def follow(self) -> None:
-        """Takes up a new pair, if there is one that can be used; looks at most once a second."""
+        """Takes up a new pair, if there is one that can be used; looks at most once a second. Any thread may ask."""
+        with self._following:
+            self._follow()
+
+    def _follow(self) -> None:
         now = self._monotonic()
         if now - self._looked < LOOK_SECONDS:
             return
@@ -84,8 +91,7 @@ class Certificates:
             return
         try:
             pair = _read(self._files)
-            self.context.load_cert_chain(self._files.certificate, self._files.key)
-        except (InvalidInputError, OSError):  # an SSLError is an OSError
+        except InvalidInputError:
             logger.warning("the new certificate can not be used; the one before goes on", exc_info=True)
             return
         self._seen, self._pair = stamps, pair
@@ -107,9 +113,32 @@ class Certificates:
             require_client_authentication=self._files.client_ca is not None,
         )
 
+    def _choose(self, handshake: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _context: ssl.SSLContext) -> None:
+        """Is called for each handshake, with or without a name: a context in use is never changed."""
+        self.follow()
+        handshake.context = self._pair.context
+
     def _stamps(self) -> list[tuple[int, int, int] | None]:
         paths = (self._files.certificate, self._files.key, self._files.client_ca)
         return [None if path is None else _stamp(path) for path in paths]
+
+
+def name_in(pem: bytes) -> str:
+    """A name that a certificate is for: the first DNS name, else an address, else its common name; empty: it has none.
+
+    Raises:
+        ValueError: it is no PEM certificate.
+    """
+    certificate = x509.load_pem_x509_certificate(pem)
+    names: list[str] = []
+    try:
+        other = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        names += other.get_values_for_type(x509.DNSName)
+        names += [str(it) for it in other.get_values_for_type(x509.IPAddress)]
+    except x509.ExtensionNotFound:
+        pass
+    names += [str(it.value) for it in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    return next((name.replace("*", "any", 1) for name in names), "")
 
 
 def _read(files: TlsFiles) -> _Pair:
@@ -121,7 +150,7 @@ def _read(files: TlsFiles) -> _Pair:
     certificate, key = _bytes(files.certificate), _bytes(files.key)
     client_ca = None if files.client_ca is None else _bytes(files.client_ca)
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(files.certificate, files.key)
+        context = _context(files)
         expires = x509.load_pem_x509_certificate(certificate).not_valid_after_utc.timestamp()
     except (OSError, ValueError) as error:
         raise InvalidInputError(
@@ -132,7 +161,14 @@ def _read(files: TlsFiles) -> _Pair:
             x509.load_pem_x509_certificates(client_ca)
         except ValueError as error:
             raise InvalidInputError("holds no certificate.", field=str(files.client_ca)) from error
-    return _Pair(certificate, key, client_ca, expires)
+    return _Pair(certificate, key, client_ca, expires, context)
+
+
+def _context(files: TlsFiles) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(files.certificate, files.key)
+    return context
 
 
 def _bytes(path: Path) -> bytes:

@@ -1,6 +1,7 @@
 // All detectors at a glance.
 
 import { badge, bytes, change, code, count, duration, empty, h, name, number, rate, stamp, tall, when } from "./dom.js";
+import { classes, device } from "./devices.js";
 import { bullet, progress, spark } from "./draw.js";
 
 const STATES = { ready: "good", fitting: "busy", learning: "busy", failed: "bad" };
@@ -11,9 +12,10 @@ export function overview(data) {
   const { process, detectors } = data;
   const sections = [["summary", [detectors.map((it) => [it.points_per_second, it.anomaly_count, it.state]), data.operations.length, data.left_out], () => summary(data), "bare"]];
   if (data.operations.length) sections.push(["operations", data.operations, () => [h("h2", null, "At work"), running(data.operations)], "wide"]);
-  if (!detectors.length) sections.push(["none", process, () => nothing(process), "wide"]);
+  if (!detectors.length) sections.push(["none", process, () => nothing(data), "wide"]);
   const failed = (it) => Number(it.state === "failed");
   for (const it of [...detectors].sort((a, b) => failed(b) - failed(a))) sections.push([`card ${it.name}`, it, () => card(it, process), "card"]);
+  if (data.device) sections.push(["device", data.device, () => device(data.device), "beside"]);
   if (process.role === "hub") sections.push(["decisions", data.decisions, () => decisions(data.decisions, process), "beside"]);
   sections.push(["anomalies", data.anomalies, () => found(data.anomalies, true), "beside"]);
   if (data.device_classes.length) sections.push(["classes", data.device_classes, () => classes(data.device_classes), "beside"]);
@@ -36,7 +38,8 @@ function summary({ detectors, operations, left_out }) {
   ];
 }
 
-function nothing(process) {
+function nothing({ process, device: own }) {
+  if (own) return empty("Nothing scores here yet: what the hub releases to this device does, as soon as it is here.");
   return empty("Nothing is hosted yet. Fit a detector to a CSV whose first column is the time: ",
     code(`prunewatch fit pump --data train.csv --server ${process.listen}`), ", or try ", code("prunewatch demo"), ".");
 }
@@ -85,12 +88,12 @@ export function running(operations) {
 const BEGUN = { manual: "by hand", schedule: "by schedule", drift: "for drift", missed_budget: "for a missed budget", config_change: "for new settings", shift: "for a lasting shift" };
 export const begun = (trigger) => BEGUN[trigger] ?? trigger;
 
-const OUTCOMES = { adopted: "good", rejected: "bad", failed: "bad", cancelled: "bad", running: "busy" };
-export const outcome = (text) => badge(text, OUTCOMES[text]);
+const OUTCOMES = { adopted: "good", rejected: "bad", failed: "bad", cancelled: "bad", running: "busy", awaiting_device: "busy" };
+export const outcome = (text) => badge(text === "awaiting_device" ? "waits for devices" : text, OUTCOMES[text]);
 
 function decisions(cycles, process) {
   const rows = cycles.map((it) => h("li", null,
-    h("p", null, outcome(it.outcome), " ", h("a", { href: address(it.detector, `?cycle=${it.id}`) }, name(it.detector), ` cycle ${it.id}`), " for ", name(it.device_class), `, ${begun(it.trigger)} `, when(it.ended_seconds)),
+    h("p", null, outcome(it.outcome), " ", h("a", { href: address(it.detector, `?cycle=${it.id}`) }, name(it.detector), ` cycle ${it.id}`), " for ", name(it.device_class), `, ${begun(it.trigger)} `, when(it.ended_seconds ?? it.started_seconds)),
     it.reason || it.cause ? h("p", { class: "under" }, it.reason || it.cause) : null));
   return [h("h2", null, "Last decisions"), rows.length ? h("ul", { class: "list" }, rows)
     : empty("No cycle has been decided. Prune a detector to a budget: ", code(`prunewatch prune NAME --speedup 4 --server ${process.listen}`))];
@@ -105,13 +108,4 @@ export function found(anomalies, all) {
     h("p", { class: "shares" }, it.features.map(share), h("span", { class: "under" }, `version ${it.version}, found `, when(it.found_seconds)))));
   return [h("h2", null, "Last anomalies"), rows.length ? tall("Last anomalies", h("ul", { class: "list" }, rows))
     : empty("Nothing has been found. A point is an anomaly when its score reaches the threshold.")];
-}
-
-function classes(device_classes) {
-  const limits = (it) => [
-    it.p50_seconds ? `p50 ${duration(it.p50_seconds)}` : null, it.p99_seconds ? `p99 ${duration(it.p99_seconds)}` : null,
-    it.speedup ? `${number(it.speedup)} times as fast as the parent` : null, it.size_bytes ? bytes(it.size_bytes) : null].filter(Boolean).join(", ");
-  return [h("h2", null, "Device classes"), h("ul", { class: "list" }, device_classes.map((it) => h("li", null,
-    h("p", null, h("strong", null, name(it.name)), ` ${limits(it) || "no budget"}`),
-    h("p", { class: "under" }, `steps of ${it.batch} points; serves ${it.serves} ${it.serves === 1 ? "detector" : "detectors"}`))))];
 }
