@@ -117,9 +117,7 @@ class Enrolment:
             rows.put_device(connection, device)
         return self._keys.key_set(fingerprint)
 
-    def _is_asked_again(
-        self, device: Device | None, device_class: str, public_key: bytes, fingerprint: str
-    ) -> bool:
+    def _is_asked_again(self, device: Device | None, device_class: str, public_key: bytes, fingerprint: str) -> bool:
         """Whether this is the device that has used a token, whose answer was lost: it has never been connected."""
         return (
             device is not None
