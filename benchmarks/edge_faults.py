@@ -43,6 +43,7 @@ DELIVERY_WAIT_SECONDS = 12.0
 DELIVERY_SECONDS = 8.0
 """A delivery takes about so long without faults: a fault comes in that time."""
 BETWEEN_SECONDS = (0.5, 3.0)
+REST_SECONDS = (0.5, 10.0)
 ROLL_BACK_SHARE = 0.3
 FIRST_SECONDS = 90.0
 AIM_SECONDS = 180.0
@@ -62,6 +63,7 @@ class Plan:
         download_bytes_per_second: For all devices together.
         round_seconds: The next version comes after so long, even if this one has not reached all.
         bound_seconds: In which all must converge in the end.
+        lasting: Times that faults last are multiplied by it.
     """
 
     devices: int = 8
@@ -71,6 +73,7 @@ class Plan:
     download_bytes_per_second: int = 160_000
     round_seconds: float = 45.0
     bound_seconds: float = AIM_SECONDS
+    lasting: float = 1.0
 
 
 @dataclass
@@ -160,7 +163,8 @@ class Faults:
             end = time.monotonic() + self._plan.round_seconds
             while not self._quiet and time.monotonic() < end and await self._waiting():  # noqa: ASYNC110  (the hub tells nobody)
                 await asyncio.sleep(LOOK_SECONDS)
-            await asyncio.sleep(0 if self._quiet else self._rng.uniform(0.5, 2))
+            # Sometimes what is on trial has proven itself by then, and the roll-out has ended; sometimes not.
+            await asyncio.sleep(0 if self._quiet else self._rng.uniform(*REST_SECONDS))
 
     async def _waiting(self) -> list[str]:
         """Devices that do not run what the hub wants."""
@@ -210,13 +214,13 @@ class Faults:
             await asyncio.sleep(rng.uniform(*BETWEEN_SECONDS))
 
     async def _harm(self, device: DeviceProcess, kind: str, rng: random.Random) -> None:
-        link = device.link
+        link, lasting = device.link, self._plan.lasting
         match kind:
             case "cut":
                 link.cut(in_bytes=rng.choice([0, rng.randrange(1, 150_000)]))
             case "stall":
                 link.stall()
-                await asyncio.sleep(rng.uniform(1, 10))
+                await asyncio.sleep(lasting * rng.uniform(1, 10))
                 link.heal()
             case "half-open":
                 link.half_open()
@@ -230,11 +234,11 @@ class Faults:
                 self._is_killed[device.name] = 0
             case "disk":
                 device.disk.fill(device.pid)
-                await asyncio.sleep(rng.uniform(3, 15))
+                await asyncio.sleep(lasting * rng.uniform(3, 15))
                 device.disk.free(device.pid)
             case _:
                 async with self._restarting:
-                    await self._hub.restart(rng.uniform(0, 4))
+                    await self._hub.restart(lasting * rng.uniform(0, 4))
 
     # what is seen
 

@@ -159,6 +159,7 @@ class DeviceProcess:
                     text = (await reader.read()).decode()
                 finally:
                     writer.close()
+                    await writer.wait_closed()
         except (OSError, TimeoutError):
             return None
         for found in INFO.finditer(text):

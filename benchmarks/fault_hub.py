@@ -105,6 +105,7 @@ class FaultHub:
             }
             await asyncio.to_thread(publish_fit, hub.store, DETECTOR, {"parent": facts})
             await hub.roster.follow(DETECTOR)
+            await hub.fleet.settle([DETECTOR])  # the hub would do so within a second
             return version
 
     async def roll_back(self) -> int:
@@ -112,6 +113,7 @@ class FaultHub:
         async with self._up, self._client() as client:
             await client.roll_back(DETECTOR, device_class=CLASS)
             assert self._hub is not None
+            await self._hub.fleet.settle([DETECTOR])
             serving = self._hub.store.catalog.serving(DETECTOR, CLASS)
             assert serving is not None
             return serving.version
