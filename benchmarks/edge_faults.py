@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import sys
 import time
 from collections import Counter
 from contextlib import AsyncExitStack
@@ -33,6 +34,7 @@ KINDS = {
     "flip": "a bit of what is under way",
     "kill": "kill -9 of the device's process, started again",
     "disk": "the device's disk is full for 3 to 15 s",
+    "kill on a full disk": "the two at once",
     "hub": "the hub ends and is away for up to 4 s",
 }
 LOOK_SECONDS = 0.1
@@ -63,7 +65,7 @@ class Plan:
         download_bytes_per_second: For all devices together.
         round_seconds: The next version comes after so long, even if this one has not reached all.
         bound_seconds: In which all must converge in the end.
-        lasting: Times that faults last are multiplied by it.
+        lasting: Times that faults last, and pauses between them, are multiplied by it.
     """
 
     devices: int = 8
@@ -164,7 +166,7 @@ class Faults:
             while not self._quiet and time.monotonic() < end and await self._waiting():  # noqa: ASYNC110  (the hub tells nobody)
                 await asyncio.sleep(LOOK_SECONDS)
             # Sometimes what is on trial has proven itself by then, and the roll-out has ended; sometimes not.
-            await asyncio.sleep(0 if self._quiet else self._rng.uniform(*REST_SECONDS))
+            await asyncio.sleep(0 if self._quiet else self._plan.lasting * self._rng.uniform(*REST_SECONDS))
 
     async def _waiting(self) -> list[str]:
         """Devices that do not run what the hub wants."""
@@ -202,16 +204,17 @@ class Faults:
             device.link.heal()
 
     async def _inject(self, device: DeviceProcess, kinds: list[str], rng: random.Random) -> None:
+        lasting = self._plan.lasting
         for kind in kinds:
-            end = time.monotonic() + DELIVERY_WAIT_SECONDS
+            end = time.monotonic() + lasting * DELIVERY_WAIT_SECONDS
             while time.monotonic() < end and await self._is_there(device):  # noqa: ASYNC110
                 await asyncio.sleep(LOOK_SECONDS)
-            await asyncio.sleep(rng.uniform(0, DELIVERY_SECONDS / 2))
+            await asyncio.sleep(lasting * rng.uniform(0, DELIVERY_SECONDS / 2))
             self._during[kind] += not await self._is_there(device)
             self.injected[kind] += 1
             harness.say(f"fault {self.injected.total()} of {self._plan.faults}: {kind} at {device.name}")
             await self._harm(device, kind, rng)
-            await asyncio.sleep(rng.uniform(*BETWEEN_SECONDS))
+            await asyncio.sleep(lasting * rng.uniform(*BETWEEN_SECONDS))
 
     async def _harm(self, device: DeviceProcess, kind: str, rng: random.Random) -> None:
         link, lasting = device.link, self._plan.lasting
@@ -227,18 +230,23 @@ class Faults:
             case "flip":
                 link.flip(rng)
             case "kill":
-                self._is_killed[device.name] = 1
-                device.kill()
-                await asyncio.sleep(rng.uniform(0, 1))
-                device.start()
-                self._is_killed[device.name] = 0
-            case "disk":
+                await self._kill(device, rng)
+            case "disk" | "kill on a full disk":
                 device.disk.fill(device.pid)
+                if kind != "disk":
+                    await self._kill(device, rng)
                 await asyncio.sleep(lasting * rng.uniform(3, 15))
                 device.disk.free(device.pid)
             case _:
                 async with self._restarting:
                     await self._hub.restart(lasting * rng.uniform(0, 4))
+
+    async def _kill(self, device: DeviceProcess, rng: random.Random) -> None:
+        self._is_killed[device.name] = 1
+        device.kill()
+        await asyncio.sleep(rng.uniform(0, 1))
+        device.start()
+        self._is_killed[device.name] = 0
 
     # what is seen
 
@@ -320,6 +328,8 @@ def run(folder: Path, *, quick: bool) -> Part:
     Raises:
         harness.Skip: this is no Linux.
     """
+    if sys.platform != "linux":
+        raise harness.Skip("full disks need Linux")
     plan = Plan(devices=3, faults=14, round_seconds=20) if quick else Plan()
     return faults(folder, plan)
 

@@ -14,8 +14,7 @@ from typing import Self
 import harness
 from fault_bundles import DETECTOR
 from fault_hub import CLASS
-from faulty_link import FaultyLink
-from scoring_client import free_ports
+from faulty_link import FaultyLink, free_address
 
 from server.edge.device import Device
 from server.edge.slots import Slots
@@ -89,8 +88,7 @@ class DeviceProcess:
         self.link = FaultyLink(hub)
         self.disk = SmallDisk(folder / f"disk-{name}")
         self.store = self.disk.folder / "store"
-        listen, admin = free_ports(2)
-        self.address, self._admin = f"127.0.0.1:{listen}", admin
+        self.address, self._admin = free_address(), free_address()
         self.log = folder / f"{name}.log"
         self._token = folder / f"{name}.token"
         self._process: subprocess.Popen[bytes] | None = None
@@ -110,7 +108,7 @@ class DeviceProcess:
         """Starts it as a user does."""
         command = [*harness.CLI, "edge", "--hub", self.link.address, "--store", str(self.store)]
         command += ["--device-class", CLASS, "--device", self.name, "--token-file", str(self._token)]
-        command += ["--listen", self.address, "--admin", f"127.0.0.1:{self._admin}"]
+        command += ["--listen", self.address, "--admin", self._admin]
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": "1",
@@ -153,7 +151,7 @@ class DeviceProcess:
         """Version and first 12 digits of the bundle that its metrics name; None: it does not answer, or has none."""
         try:
             async with asyncio.timeout(5):
-                reader, writer = await asyncio.open_connection("127.0.0.1", self._admin)
+                reader, writer = await asyncio.open_connection(*self._admin.split(":"))
                 try:
                     writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
                     text = (await reader.read()).decode()

@@ -10,7 +10,7 @@ from typing import Any
 import fault_bundles
 import numpy as np
 from fault_bundles import DETECTOR
-from scoring_client import free_ports
+from faulty_link import free_address
 
 from detectors.bundle import write_bundle
 from prunewatch.client import Client
@@ -42,11 +42,11 @@ class FaultHub:
     """
 
     def __init__(self, folder: Path, devices: int, download_bytes_per_second: int) -> None:
-        listen, admin = (f"127.0.0.1:{port}" for port in free_ports(2))
+        listen = free_address()
         rollout = {"canaries": devices, "window": WINDOW_SECONDS, "patience": PATIENCE_SECONDS}
         fleet = {"status_every": STATUS_SECONDS, "download_rate": download_bytes_per_second, "rollout": rollout}
         given: dict[str, Any] = {"device_classes": {"hub": {}, CLASS: {}}, "fleet": fleet, "drain_seconds": 0.3}
-        self._settings = Settings(listen=listen, admin=admin, store=folder / "hub", **given)
+        self._settings = Settings(listen=listen, admin="127.0.0.1:0", store=folder / "hub", **given)
         self._up = asyncio.Lock()
         self._hub: Hub | None = None
         self.address = listen

@@ -8,10 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
 READ_BYTES = 16_384
+RESTARTED_PORTS = range(20_000, 32_000)
+"""Below those that systems give to whoever connects: a port stays free while who listens there is started again."""
+
+
+def free_address() -> str:
+    """`HOST:PORT` where nobody listens, for who will be ended and started again."""
+    while True:
+        port = random.SystemRandom().choice(RESTARTED_PORTS)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return f"127.0.0.1:{port}"
 
 
 @dataclass(eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -11,9 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import BENCHMARKS
+from agents import Points, agent
+from conftest import BENCHMARKS, eventually
+from device_hub import DeviceHub, pump
 
 from prunewatch.client import Scores
+from server.edge.agent import Agent
 
 OK, DUPLICATE, INVALID = 1, 7, 5
 SLICE = {"devices": 2, "faults": 5, "kinds": ("cut", "stall", "flip", "kill", "hub"), "lasting": 0.3}
@@ -124,11 +128,11 @@ def test_what_must_not_be_is_found(tmp_path: Path) -> None:
     """A score of another version, one that nobody published, a point twice that was tried once, a point without one."""
     from fault_bundles import gain
     from fault_device import DeviceProcess
-    from fault_points import Points
+    from fault_points import Points as Checked
 
     device = DeviceProcess("d1", tmp_path, "127.0.0.1:1")
     device.disk.close()
-    points = Points(device, {1: "aa", 2: "bb"}, seed=0)
+    points = Checked(device, {1: "aa", 2: "bb"}, seed=0)
     distance = np.array([0.5])
     points._check(reply([OK], [gain(1) * 0.5], 1), distance, 0)
     points._check(reply([DUPLICATE], [np.nan], 1), distance, 1)
@@ -141,6 +145,47 @@ def test_what_must_not_be_is_found(tmp_path: Path) -> None:
     assert len(points.complaints) == 4
     assert points.counts["wrong"] == 1
     assert points.counts["lost"] == 2
+
+
+@pytest.mark.promise("E1")
+@pytest.mark.parametrize("proven", [True, False], ids=["a-way-back", "none"])
+async def test_a_device_that_is_started_on_a_full_disk_scores(tmp_path: Path, proven: bool) -> None:
+    """With what has proven itself, else with what is on trial; with room the newest release is tried in the end."""
+    from fault_device import SmallDisk
+
+    disk, hub_files = SmallDisk(tmp_path / "disk"), tmp_path / "hub"
+    if not disk.is_mounted:
+        pytest.skip("no small disk can be mounted here")
+    points = Points()
+    try:
+        async with DeviceHub() as hub:
+            await hub.desire(hub.release(first := hub.offer(pump(), hub_files)))
+            async with agent(disk.folder, hub.address, token=hub.token(tmp_path)) as running:
+                await hub.state("TRYING")
+                if proven:
+                    await points.send(running, 60)
+                    await hub.state("SERVING")
+                    await hub.desire(hub.release(hub.offer(pump(2, alpha=0.3), hub_files), version=2))
+                    await hub.state("TRYING", counter=2)
+            disk.fill(os.getpid())
+            async with agent(disk.folder, hub.address) as running:
+                reply = await points.send(running, 10)
+                assert running.host.get("pump").served.bundle_hash == first
+                disk.free(os.getpid())
+                await hub.state("TRYING", counter=2 if proven else 1)
+                later = await eventually(lambda: trying(running, points, 2 if proven else 1))
+    finally:
+        disk.close()
+
+    assert reply.version == 1
+    assert set(reply.status_names) <= {"OK", "WARMING_UP"}
+    assert set(later.status_names) <= {"OK", "WARMING_UP"}
+
+
+async def trying(running: Agent, points: Points, version: int) -> Scores | None:
+    """An answer of a version; None: another one gave it."""
+    reply = await points.send(running, 1)
+    return reply if reply.version == version else None
 
 
 @pytest.mark.slow

@@ -190,7 +190,7 @@ class Convergence:
             try:
                 release = self._device.trust.release(signed)
             except UntrustedError as error:
-                self._complain(UNKNOWN, "untrusted", error.problem)
+                self._complain(UNKNOWN, "untrusted", f"it {error.problem}")
                 all_read = False
                 continue
             known = found.get(release.detector)
@@ -265,7 +265,7 @@ class Convergence:
     def _complain(self, name: str, label: str, problem: str) -> None:
         if (name, problem) not in self._refused and len(self._refused) < 1000:
             self._refused.add((name, problem))
-            logger.warning("a release of %s is not taken: it %s", name, problem)
+            logger.warning("a release of %s is not taken: %s", name, problem)
         self._around.device.rejections.labels(name, label).inc()
 
 
