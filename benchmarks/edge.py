@@ -7,7 +7,7 @@ Parts, each a table in a module of its own; those that are not run keep their ta
              base, where podman or docker has them (docker build --target edge -t prunewatch:edge . and hub)
   arm64      the same bundles on another machine or architecture: are the scores the same? (edge_arm64.py)
   runtimes   the same bundles in OpenVINO and LiteRT, in environments under benchmarks/cache/ (made without --quick)
-  faults     200 faults during deliveries to 8 devices (edge_faults.py), in about a quarter of an hour; full disks are
+  faults     200 faults during deliveries to 8 devices (edge_faults.py), in about eight minutes; full disks are
              small tmpfs where they can be mounted
 
 Examples:
