@@ -13,7 +13,7 @@ from detectors.archive import RELEASE
 from detectors.bundle import GRAPH, MANIFEST, MAX_FILE_BYTES, MAX_MANIFEST_BYTES, Manifest, decode_manifest, read_bundle
 from detectors.errors import CorruptBundleError, PrunewatchError
 from server.background import in_background
-from server.edge.delivery import Delivery, DeliveryError
+from server.edge.delivery import FULL, Delivery, DeliveryError
 from server.edge.deployment import Deployment, Surroundings
 from server.edge.device import Device
 from server.edge.slots import Slots
@@ -215,7 +215,11 @@ class Convergence:
                 return True
             return await self._fetch(deployment, asked)
         except OSError as error:
-            deployment.fetching(release, f"it can not be written: {error.strerror or error}")
+            full = error.errno in FULL
+            why = (
+                "the disk is full; it waits for room." if full else f"it can not be written: {error.strerror or error}"
+            )
+            deployment.fetching(release, why)
         except PrunewatchError as error:  # what a slot held is damaged
             logger.warning("%s: %s", deployment.name, error)
         return False

@@ -316,7 +316,7 @@ class Link:
         welcome = message.welcome
         await in_background(self._device.follow, signed_of(welcome.keys))
         await in_background(self._outbox.begin_after, welcome.kept_sequence)
-        await in_background(self._outbox.kept, welcome.kept_sequence)
+        await self._note_kept(welcome.kept_sequence)
         self._ears.field(limits_of(welcome.field))
         return welcome
 
@@ -378,13 +378,20 @@ class Link:
             elif which == "probe":
                 self._ears.probe(signed_of(message.probe))
             elif which == "kept":
-                await in_background(self._outbox.kept, message.kept.sequence)
+                await self._note_kept(message.kept.sequence)
                 self._kept_upto = max(self._kept_upto, message.kept.sequence)
                 self._kept.set()
             elif which == "welcome":  # keys that were rotated while the link stood
                 await in_background(self._device.follow, signed_of(message.welcome.keys))
                 self._ears.field(limits_of(message.welcome.field))
         raise LinkBrokenError(await _ending(call))
+
+    async def _note_kept(self, sequence: int) -> None:
+        """Lets go of what the hub has; on a full disk that is sent once more with the next link, and counts once."""
+        try:
+            await in_background(self._outbox.kept, sequence)
+        except OSError as error:
+            logger.warning("reports up to %d are kept, which can not be noted: %s", sequence, error.strerror or error)
 
     async def _until_anew(self) -> None:
         await self._anew.wait()
