@@ -7,6 +7,8 @@ Parts, each a table in a module of its own; those that are not run keep their ta
              base, where podman or docker has them (docker build --target edge -t prunewatch:edge . and hub)
   arm64      the same bundles on another machine or architecture: are the scores the same? (edge_arm64.py)
   runtimes   the same bundles in OpenVINO and LiteRT, in environments under benchmarks/cache/ (made without --quick)
+  faults     200 faults during deliveries to 8 devices (edge_faults.py), in about eight minutes; full disks are
+             small tmpfs where they can be mounted
 
 Examples:
   python benchmarks/edge.py --quick --json edge.json
@@ -24,13 +26,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import edge_arm64
+import edge_faults
 import edge_footprint
 import edge_runtimes
 import harness
 from parts import kept_parts, sections
 from scoring_report import Part
 
-PARTS = ("footprint", "arm64", "runtimes")
+PARTS = ("footprint", "arm64", "runtimes", "faults")
 """In the order of the document."""
 
 
@@ -58,6 +61,8 @@ def _parts(args: argparse.Namespace) -> Iterator[tuple[str, Part]]:
                         yield name, edge_footprint.run(Path(folder), quick=args.quick, images=not args.no_images)
                     case "runtimes":
                         yield name, edge_runtimes.run(Path(folder), quick=args.quick)
+                    case "faults":
+                        yield name, edge_faults.run(Path(folder), quick=args.quick)
                     case _:
                         yield name, edge_arm64.run(Path(folder), args.image, quick=args.quick)
             except harness.Skip as reason:

@@ -210,7 +210,9 @@ class DeviceHub(DeviceServiceServicer):
         """Bytes, as the faults allow."""
         content, faults = self.files.get(request.sha256), self.faults
         self.downloads.append((request.sha256, request.offset))
-        if content is None or request.download_token != "download":
+        if request.download_token != "download":
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "It is not that of an open link.")
+        if content is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, "There is no such file.")
         if faults.longer:
             faults.longer -= 1

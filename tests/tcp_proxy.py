@@ -28,6 +28,8 @@ class TcpProxy:
         """New connections are closed at once."""
         self.flip = 0
         """In so many of the next pieces of answers a bit is changed."""
+        self.swap: tuple[bytes, bytes] | None = None
+        """The next time the first comes in an answer, the second takes its place."""
         self.cut_after: int | None = None
         """All connections are cut after so many more bytes of answers; None: they are not."""
 
@@ -51,6 +53,8 @@ class TcpProxy:
 
     def _harmed(self, data: bytes) -> bytes:
         """The bytes, with one changed where that is asked for: in the middle, where content is, not frames."""
+        if self.swap is not None and self.swap[0] in data:
+            data, self.swap = data.replace(*self.swap, 1), None
         if not self.flip or len(data) < 1000:
             return data
         self.flip -= 1

@@ -128,5 +128,5 @@ def test_the_document_has_a_place_for_it_and_help_teaches() -> None:
     shown = subprocess.run(
         [sys.executable, str(SCRIPTS / "edge.py"), "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    assert {"--quick", "--json", "--docs", "footprint", "arm64", "runtimes"} <= set(shown.split())
+    assert {"--quick", "--json", "--docs", "footprint", "arm64", "runtimes", "faults"} <= set(shown.split())
     assert "python benchmarks/edge.py" in shown

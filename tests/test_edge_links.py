@@ -6,6 +6,7 @@ import asyncio
 import random
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -161,6 +162,48 @@ async def test_a_link_that_only_looks_open_is_given_up(tmp_path: Path) -> None:
         proxy.deaf = False
         proxy.cut()
         await eventually(lambda: asyncio.sleep(0, running.link.is_open))
+
+
+def unreadable(hub: DeviceHub) -> tuple[bytes, bytes]:
+    """A message that is none any more: its text is no UTF-8."""
+    name = hub.key.key_id.encode()
+    return name, b"\xff" + name[1:]
+
+
+def unsigned(hub: DeviceHub) -> tuple[bytes, bytes]:
+    """A release that nobody has signed as it is now."""
+    return b'"pump"', b'"pumq"'
+
+
+@pytest.mark.promise("E2")
+@pytest.mark.parametrize("harm", [unreadable, unsigned])
+async def test_what_was_damaged_on_the_way_is_said_again(tmp_path: Path, harm: Any) -> None:
+    """The device asks anew for what it can not read or trust; what served serves on."""
+    async with DeviceHub() as hub, TcpProxy(hub.address) as proxy:
+        await hub.desire(hub.release(first := hub.offer(pump(), tmp_path)))
+        async with agent(tmp_path, proxy.address, token=hub.token(tmp_path)) as running:
+            await hub.state("TRYING")
+            assert running.host.get("pump").served.bundle_hash == first
+            proxy.swap = harm(hub)
+            await hub.desire(hub.release(second := hub.offer(pump(2, alpha=0.3), tmp_path), version=2))
+            await hub.state("TRYING", counter=2)
+
+            assert proxy.swap is None
+            assert running.host.get("pump").served.bundle_hash == second
+            assert hub.connections == 2
+
+
+@pytest.mark.promise("E2")
+async def test_a_token_for_downloads_that_is_not_taken_is_asked_for_anew(tmp_path: Path) -> None:
+    """One that was damaged on the way is not shown for ever."""
+    async with DeviceHub() as hub, TcpProxy(hub.address) as proxy:
+        proxy.swap = b"download", b"downloac"
+        await hub.desire(hub.release(hub.offer(pump(), tmp_path)))
+        async with agent(tmp_path, proxy.address, token=hub.token(tmp_path)):
+            await hub.state("TRYING")
+
+        assert proxy.swap is None
+        assert hub.connections == 2
 
 
 def test_devices_that_were_cut_off_together_do_not_come_back_together() -> None:

@@ -194,6 +194,7 @@ async def test_keys_rotate_and_what_old_ones_signed_serves_on(tmp_path: Path) ->
         hub.key_set = hub.keys(first, second, counter=2)
         async with agent(tmp_path, hub.address) as running:
             await eventually(lambda: asyncio.sleep(0, second.key_id in running.device.trust.keys))
+            hub.key_set = hub.keys(second, second, counter=2)  # by a key that the device trusts, as hubs do
             assert running.host.get("pump").served.version == 1
             await hub.desire(hub.release(hub.offer(pump(2), tmp_path), version=2))
             await hub.state("TRYING", counter=2)

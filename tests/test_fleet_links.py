@@ -80,6 +80,20 @@ async def test_a_token_is_good_once(operator: Operator) -> None:
     assert await refused(Device(operator.channel, "south").enrol("made.up")) is DENIED
 
 
+async def test_a_device_whose_answer_was_lost_asks_again(operator: Operator) -> None:
+    """It is told the same until it has been connected; nobody else is, nor is it with another key."""
+    token = await operator.token()
+    device = Device(operator.channel, "north")
+    await device.enrol(token)
+    operator.devices.append(device)
+
+    await device.enrol(token)
+    assert await refused(Device(operator.channel, "north").enrol(token)) is DENIED
+    await device.connect()
+    await device.hang_up()
+    assert await refused(device.enrol(token)) is DENIED
+
+
 async def test_a_token_ends(operator: Operator, clock: Clock) -> None:
     """After its time it is refused."""
     token = await operator.token(valid_seconds=60)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 DETAILS = "grpc-status-details-bin"
@@ -71,7 +73,8 @@ def call_error(code: grpc.StatusCode, details: str | None, trailing: Iterable[An
 
 def _called(code: str, details: str, status: Any) -> ServiceError:
     if isinstance(status, bytes):
-        return status_error(status_pb2.Status.FromString(status))
+        with suppress(DecodeError, ValueError):  # damaged on the way: the plain words are left
+            return status_error(status_pb2.Status.FromString(status))
     problem = details.rstrip(".") + "."
     if code == "UNAVAILABLE":
         return ServiceError(code, f"the server can not be reached: {problem}", hint="Start one: prunewatch serve.")

@@ -170,7 +170,10 @@ class Agent:
                 for name in (DOWNLOADS, PROBES)
             )
             self._probing = Probing(self.device, graphs, prober or Prober(self.busy), self._send, clock)
-        self.convergence = Convergence(self.device, around, delivery, settings.max_detectors, tempo.again)
+        say_again = self.link.begin_anew if self.link is not None else lambda: None
+        self.convergence = Convergence(
+            self.device, around, delivery, settings.max_detectors, tempo.again, say_again=say_again
+        )
         if self.link is not None and self._probing is not None:
             self.link.ears = Ears(self.convergence.want, self._probing.want, self._hear_limits, self.status)
 

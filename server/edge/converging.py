@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from detectors.archive import RELEASE
 from detectors.bundle import GRAPH, MANIFEST, MAX_FILE_BYTES, MAX_MANIFEST_BYTES, Manifest, decode_manifest, read_bundle
 from detectors.errors import CorruptBundleError, PrunewatchError
 from server.background import in_background
-from server.edge.delivery import Delivery, DeliveryError
+from server.edge.delivery import FULL, Delivery, DeliveryError
 from server.edge.deployment import Deployment, Surroundings
 from server.edge.device import Device
 from server.edge.slots import Slots
@@ -44,6 +44,7 @@ class Convergence:
         delivery: Fetches files; None: there is no hub.
         max_detectors: More are refused.
         again_seconds: After so long a release that could not be had is tried again for the first time.
+        say_again: Asks the hub to say again what is wanted, where that was not all signed by whom it trusts.
     """
 
     def __init__(
@@ -53,7 +54,10 @@ class Convergence:
         delivery: Delivery | None,
         max_detectors: int,
         again_seconds: float = 60.0,
+        say_again: Callable[[], None] = lambda: None,
     ) -> None:
+        self._say_again = say_again
+        self._all_read = True
         self._again_seconds = again_seconds
         self._device = device
         self._around = around
@@ -93,6 +97,8 @@ class Convergence:
                 if working.done() and (working.cancelled() or not working.result()):
                     await asyncio.wait({hearing}, timeout=again)
                     again = min(2 * again, LONGEST_AGAIN_SECONDS)
+                    if not hearing.done() and not self._all_read:
+                        self._say_again()
                     self._news.set()
                 elif working.done():
                     again = self._again_seconds
@@ -161,11 +167,11 @@ class Convergence:
 
     async def _converge(self, statements: Sequence[Signed]) -> bool:
         """Brings every detector where it should be; whether all are."""
-        wanted, all_read = self._verified(statements)
+        wanted, self._all_read = self._verified(statements)
         for name, deployment in list(self.deployments.items()):
-            if name not in wanted and all_read and not deployment.slots.state.stopped:
+            if name not in wanted and self._all_read and not deployment.slots.state.stopped:
                 await _finish(deployment.stop())
-        there = True
+        there = self._all_read
         for name, asked in wanted.items():
             running = [it for it in self.deployments.values() if it.hosted is not None]
             if name not in self.deployments and len(running) >= self._max_detectors:
@@ -184,7 +190,7 @@ class Convergence:
             try:
                 release = self._device.trust.release(signed)
             except UntrustedError as error:
-                self._complain(UNKNOWN, "untrusted", error.problem)
+                self._complain(UNKNOWN, "untrusted", f"it {error.problem}")
                 all_read = False
                 continue
             known = found.get(release.detector)
@@ -209,7 +215,11 @@ class Convergence:
                 return True
             return await self._fetch(deployment, asked)
         except OSError as error:
-            deployment.fetching(release, f"it can not be written: {error.strerror or error}")
+            full = error.errno in FULL
+            why = (
+                "the disk is full; it waits for room." if full else f"it can not be written: {error.strerror or error}"
+            )
+            deployment.fetching(release, why)
         except PrunewatchError as error:  # what a slot held is damaged
             logger.warning("%s: %s", deployment.name, error)
         return False
@@ -259,7 +269,7 @@ class Convergence:
     def _complain(self, name: str, label: str, problem: str) -> None:
         if (name, problem) not in self._refused and len(self._refused) < 1000:
             self._refused.add((name, problem))
-            logger.warning("a release of %s is not taken: it %s", name, problem)
+            logger.warning("a release of %s is not taken: %s", name, problem)
         self._around.device.rejections.labels(name, label).inc()
 
 

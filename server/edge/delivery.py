@@ -28,6 +28,8 @@ STALL_SECONDS = 60.0
 WRONG = 3
 """So many times in a row what came was not what was asked for: it is not asked for again soon."""
 READ_BYTES = 1 << 16
+FULL = {errno.ENOSPC, errno.EDQUOT}
+"""Of a disk without room."""
 Download = Callable[[str, int], AsyncGenerator[tuple[bytes, int], None]]
 """Yields bytes of a file from an offset on, each time with the length of the whole, or raises LinkBrokenError."""
 logger = logging.getLogger("prunewatch.edge.delivery")
@@ -116,7 +118,7 @@ class Delivery:
                     raise DeliveryError(f"{sha256[:12]} {error}", "download") from error
             except OSError as error:
                 _partial(path).unlink(missing_ok=True)  # what scores needs the room
-                if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                if error.errno not in FULL:
                     raise DeliveryError(f"{sha256[:12]} can not be written: {error.strerror}", "download") from error
                 raise DeliveryError(f"the disk is full; {sha256[:12]} waits for room.", "full") from error
             else:

@@ -126,20 +126,43 @@ class Deployment:
         """Serves what the slots hold, as far as they hold something."""
         async with self._changing:
             await asyncio.to_thread(self.slots.recover)
-            if self.slots.state.trial is not None and not self.slots.starts_left:
-                reason = f"it did not survive {self.slots.state.starts} starts"
-                await self._give_up(ReleaseState.FELL_BACK, reason, "crashed")
-            while (name := self.slots.serving) is not None:
-                try:
-                    await self._serve(name)
-                except PrunewatchError as error:
-                    logger.exception("%s: slot %s can not serve", self.name, name)
-                    if name == self.slots.state.trial:
-                        await self._give_up(ReleaseState.REFUSED, f"it can not be loaded: {error.problem}", "unable")
-                    else:
-                        await asyncio.to_thread(self.slots.lose, name)
+            try:
+                await self._start()
+            except OSError as error:
+                await self._start_uncounted(error)
+
+    async def _start(self) -> None:
+        """Serves what is to serve.
+
+        Raises:
+            OSError: what has to be noted before can not be written.
+        """
+        if self.slots.state.trial is not None and not self.slots.starts_left:
+            reason = f"it did not survive {self.slots.state.starts} starts"
+            await self._give_up(ReleaseState.FELL_BACK, reason, "crashed")
+        while (name := self.slots.serving) is not None:
+            try:
+                await self._serve(name)
+            except PrunewatchError as error:
+                logger.exception("%s: slot %s can not serve", self.name, name)
+                if name == self.slots.state.trial:
+                    await self._give_up(ReleaseState.REFUSED, f"it can not be loaded: {error.problem}", "unable")
                 else:
-                    return
+                    await asyncio.to_thread(self.slots.lose, name)
+            else:
+                return
+
+    async def _start_uncounted(self, problem: OSError) -> None:
+        """Scores on a full disk: with what has proven itself, else with what may still be started.
+
+        Raises:
+            OSError: there is neither.
+        """
+        name = self.slots.state.active or (self.slots.state.trial if self.slots.starts_left else None)
+        if name is None:
+            raise problem
+        logger.warning("%s: a start can not be counted, slot %s serves: %s", self.name, name, problem)
+        await self._serve(name, counted=False)
 
     async def adopt(self, signed: Signed, release: Release, manifest: Path, graph: Path) -> None:
         """Lets what was delivered serve, on trial. Points are scored all the while.
@@ -275,14 +298,14 @@ class Deployment:
         p50, p99 = np.quantile(seconds, (0.5, 0.99))
         return float(p50), float(p99)
 
-    async def _serve(self, name: SlotName) -> None:
+    async def _serve(self, name: SlotName, *, counted: bool = True) -> None:
         """Loads a slot and swaps it in; a start on trial is counted before.
 
         Raises:
             PrunewatchError: it can not serve; what served goes on.
         """
         on_trial = name == self.slots.state.trial
-        if on_trial:
+        if on_trial and counted:
             await asyncio.to_thread(self.slots.count_start)
         release, bundle = await asyncio.to_thread(self.slots.read, name)
         served = await asyncio.to_thread(_loaded, bundle, release.version)

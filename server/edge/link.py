@@ -134,6 +134,7 @@ async def enrol(hub: str, device: Device, token: str, fingerprint: str, tempo: T
                     hint=told.hint or "Ask it for a new token: one is good for one device, once, and not for long.",
                 ) from error
             raise LinkBrokenError(told.problem) from error
+    _require_read(response)
     await in_background(device.enrolled, signed_of(response.keys), fingerprint)
     logger.info("enrolled as %s of class %s", identity.name, identity.device_class)
 
@@ -179,6 +180,7 @@ class Link:
         self._stub: DeviceServiceStub | None = None
         self._download_token = ""
         self._kept = asyncio.Event()
+        self._anew = asyncio.Event()
         self._kept_upto = 0
         self._heard_at = 0
         """Words of the hub so far."""
@@ -217,7 +219,13 @@ class Link:
                 self._note(str(error))
             except OSError as error:
                 self._note(f"the store can not be written: {error.strerror or error}")
+            except Exception:  # whatever comes over the wire: a device without a link is out of everybody's reach
+                logger.exception("the link ended; it will be tried again")
             await self._sleep(self._patience.next())
+
+    def begin_anew(self) -> None:
+        """Ends the link where one stands: with the next one the hub says again all that it has to say."""
+        self._anew.set()
 
     async def download(self, sha256: str, offset: int) -> AsyncGenerator[tuple[bytes, int], None]:
         """Bytes of a file from an offset on, each time with the length of the whole.
@@ -231,9 +239,12 @@ class Link:
         call: Any = self._stub.DownloadFile(request)
         try:
             async for piece in call:
+                _require_read(piece)
                 self._hear()
                 yield piece.content, piece.file_bytes
         except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.PERMISSION_DENIED:  # not with this token, however often it is shown
+                self.begin_anew()
             raise LinkBrokenError(service_error(error).problem) from error
         except asyncio.CancelledError:
             if (task := asyncio.current_task()) is not None and task.cancelling():
@@ -270,6 +281,7 @@ class Link:
             PreconditionError: the hub shows keys that no trusted key has signed.
         """
         channel = open_channel(self._hub)
+        self._anew.clear()
         try:
             stub = DeviceServiceStub(channel)
             call = stub.Connect()
@@ -304,7 +316,7 @@ class Link:
         welcome = message.welcome
         await in_background(self._device.follow, signed_of(welcome.keys))
         await in_background(self._outbox.begin_after, welcome.kept_sequence)
-        await in_background(self._outbox.kept, welcome.kept_sequence)
+        await self._note_kept(welcome.kept_sequence)
         self._ears.field(limits_of(welcome.field))
         return welcome
 
@@ -324,6 +336,7 @@ class Link:
             raise LinkBrokenError("the hub does not answer") from error
         if message is grpc.aio.EOF:
             raise LinkBrokenError(await _ending(call))
+        _require_read(message)
         self._hear()
         heard: pb.ConnectResponse = message
         return heard
@@ -339,6 +352,7 @@ class Link:
         pause = min(max(welcome.status_seconds, STATUS_SECONDS[0]), STATUS_SECONDS[1])
         parts: list[Coroutine[Any, Any, None]] = [
             self._listen(call),
+            self._until_anew(),
             self._ask_whether_alive(channel),
             self._say_how_it_is(say, pause),
             self._say_what_was_seen(say, welcome.kept_sequence),
@@ -356,6 +370,7 @@ class Link:
 
     async def _listen(self, call: Any) -> None:
         while (message := await call.read()) is not grpc.aio.EOF:
+            _require_read(message)
             self._hear()
             which = message.WhichOneof("message")
             if which == "releases":
@@ -363,13 +378,24 @@ class Link:
             elif which == "probe":
                 self._ears.probe(signed_of(message.probe))
             elif which == "kept":
-                await in_background(self._outbox.kept, message.kept.sequence)
+                await self._note_kept(message.kept.sequence)
                 self._kept_upto = max(self._kept_upto, message.kept.sequence)
                 self._kept.set()
             elif which == "welcome":  # keys that were rotated while the link stood
                 await in_background(self._device.follow, signed_of(message.welcome.keys))
                 self._ears.field(limits_of(message.welcome.field))
         raise LinkBrokenError(await _ending(call))
+
+    async def _note_kept(self, sequence: int) -> None:
+        """Lets go of what the hub has; on a full disk that is sent once more with the next link, and counts once."""
+        try:
+            await in_background(self._outbox.kept, sequence)
+        except OSError as error:
+            logger.warning("reports up to %d are kept, which can not be noted: %s", sequence, error.strerror or error)
+
+    async def _until_anew(self) -> None:
+        await self._anew.wait()
+        raise LinkBrokenError("it is begun anew")
 
     async def _ask_whether_alive(self, channel: grpc.aio.Channel) -> None:
         health = health_pb2_grpc.HealthStub(channel)
@@ -409,6 +435,16 @@ class Link:
                         await self._kept.wait()
                 except TimeoutError as error:
                     raise LinkBrokenError("the hub does not keep reports") from error
+
+
+def _require_read(message: object) -> None:
+    """Refuses what could not be read: gRPC gives None for that.
+
+    Raises:
+        LinkBrokenError: this is that.
+    """
+    if message is None:
+        raise LinkBrokenError("what came from the hub can not be read")
 
 
 async def _ending(call: Any) -> str:

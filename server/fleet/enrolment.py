@@ -70,7 +70,8 @@ class Enrolment:
     def enrol(self, name: str, device_class: str, token: str, public_key: bytes) -> Signed:
         """Makes a device known; returns the keys that it is to trust, signed by the one that its token names.
 
-        A device that is known already begins anew where the token was made for it by name.
+        A device that is known already begins anew where the token was made for it by name. One that never heard that
+        it was let in asks again with the same token and key, and is told the same: nothing changes.
 
         Raises:
             InvalidInputError: this is no key.
@@ -88,6 +89,8 @@ class Enrolment:
             if known is None:
                 raise _denied("it is not known")
             if known["used"] is not None:
+                if self._is_asked_again(rows.find_device(connection, name), device_class, public_key, fingerprint):
+                    return self._keys.key_set(fingerprint)
                 raise _denied("it was used already")
             if now > known["expires"]:
                 raise _denied("its time is over")
@@ -113,6 +116,16 @@ class Enrolment:
             device = Device(name, device_class, public_key.hex(), fingerprint, {}, None, None, now, 0)
             rows.put_device(connection, device)
         return self._keys.key_set(fingerprint)
+
+    def _is_asked_again(self, device: Device | None, device_class: str, public_key: bytes, fingerprint: str) -> bool:
+        """Whether this is the device that has used a token, whose answer was lost: it has never been connected."""
+        return (
+            device is not None
+            and not device.facts
+            and device.device_class == device_class
+            and device.public_key == public_key.hex()
+            and self._keys.is_trusted(fingerprint)
+        )
 
 
 def digest(token: str) -> str:
