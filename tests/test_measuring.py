@@ -211,6 +211,25 @@ async def test_a_class_with_devices_gets_its_table(bench: Bench) -> None:
     assert kept.levels[0].whole.p50_seconds == pytest.approx(160e-6)
 
 
+async def test_a_table_is_that_of_the_next_parent_of_the_same_shape(bench: Bench) -> None:
+    """Its graphs have other hashes, for its scale is in them; devices do not measure all of them anew for that."""
+    await bench.settled()
+    before = bench.measuring.grids.known("pump", "pi4")
+    await bench.hub.maintenance.fit("pump")
+    await eventually(bench.idle)
+
+    await bench.measuring.look()
+    await eventually(bench.idle)
+    await bench.measuring.look()
+    known = bench.measuring.grids.known("pump", "pi4")
+
+    assert before is not None
+    assert known is not None
+    assert known.parent != before.parent
+    assert known.counted == before.counted
+    assert [len(probe.graphs) for probe, _ in bench.fleet.sent if len(probe.graphs) == 3] == []
+
+
 async def test_a_table_is_measured_anew_when_it_is_old(bench: Bench) -> None:
     """And not before; devices that were asked and have not answered are asked again after a while."""
     await bench.settled()

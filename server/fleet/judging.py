@@ -83,8 +83,11 @@ def judge(
 
 
 def _too_slow(steps: Steps | None, before: Steps | None, budget: Budget, slower: float) -> str:
-    """In use a step takes longer than measured: caches are cold, and others want the processor. So nobody goes back from
-    what is above the budget to what was above it as far."""
+    """Why its steps take too long in use, in words; empty: they do not.
+
+    In use a step takes longer than measured: caches are cold, and others want the processor. So nobody goes back from
+    what is above the budget to what was above it as far.
+    """
     if steps is None:
         return ""
     p50_before, p99_before = before or (0.0, 0.0)
