@@ -12,23 +12,34 @@ from typing import Any
 import pytest
 from agents import Points, agent
 from authority import Authority, put
-from conftest import Hub, eventually
-from fleet_hub import fleet_hub, offer
+from conftest import Hub, eventually, publish
+from fleet_hub import fleet_hub
+from graphs import ewma_bundle
 from ports import free_port
 
-from detectors.errors import InvalidInputError
+from detectors.errors import InvalidInputError, PreconditionError
 from prunewatch.client import Client
 from prunewatch.credentials import Credentials
-from server.edge.agent import Agent, AgentOptions
+from server.edge.link import Tempo
 
 FLEET: dict[str, Any] = {"status_every": "0.2s", "rollout": {"window": "0.2s"}}
+CLASSES: dict[str, Any] = {"hub": {}, "pi4": {"batch": 64}}
+PATIENT = Tempo(look=0.05, first=0.05, longest=0.4, again=0.3)
+
+
+async def offer(hub: Hub, version: int = 1) -> str:
+    """Publishes a version that scores a little otherwise, and settles; returns its hash."""
+    bundle = ewma_bundle("pump", version, alpha=0.1 + 0.01 * version)
+    await publish(hub, bundle, device_classes=["hub", "pi4"])
+    await hub.fleet.settle(["pump"])
+    return bundle.hash
 
 
 @asynccontextmanager
 async def running_hub(folder: Path, **fields: Any) -> AsyncIterator[tuple[Hub, Client]]:
     """A hub on the clock of the machine, and an operator."""
     async with (
-        fleet_hub(folder / "hub", time.time, fleet=FLEET, **fields) as hub,  # type: ignore[arg-type]
+        fleet_hub(folder / "hub", time.time, fleet=FLEET, device_classes=CLASSES, **fields) as hub,  # type: ignore[arg-type]
         Client(f"127.0.0.1:{hub.listener.port}") as client,
     ):
         yield hub, client
@@ -45,7 +56,7 @@ async def serves(client: Client, bundle_hash: str, name: str = "north-7") -> dic
     """Waits until the hub knows that a device serves a bundle, proven; what it says of it."""
 
     async def does() -> dict[str, Any] | None:
-        served = (await client.fleet.device(name))["served"]
+        served = [each for it in await client.fleet.devices() if it["name"] == name for each in it["served"]]
         return next((it for it in served if (it["bundle"], it["state"]) == (bundle_hash, "serving")), None)
 
     found: dict[str, Any] = await eventually(does, 40)
@@ -59,7 +70,7 @@ async def test_a_device_follows_its_hub(tmp_path: Path) -> None:
     async with running_hub(tmp_path, listen=listen) as (hub, client):
         first = await offer(hub)
         token = await token_of(client, tmp_path)
-        stack = agent(tmp_path, listen, token=token)
+        stack = agent(tmp_path, listen, token=token, tempo=PATIENT)
         device = await stack.__aenter__()
         await eventually(lambda: asyncio.sleep(0, len(device.host)))
         flowing = asyncio.create_task(points.flow(device, done.is_set))
@@ -109,7 +120,7 @@ async def test_a_device_that_was_let_go_comes_back_with_a_new_token(tmp_path: Pa
         first = await offer(hub)
         token = await token_of(client, tmp_path)
         points = Points()
-        async with agent(tmp_path, address, token=token) as device:
+        async with agent(tmp_path, address, token=token, tempo=PATIENT) as device:
             await eventually(lambda: asyncio.sleep(0, len(device.host)))
             await points.send(device, 60)
             await serves(client, first)
@@ -119,7 +130,7 @@ async def test_a_device_that_was_let_go_comes_back_with_a_new_token(tmp_path: Pa
             was_let_in = device.link.is_open
             alone = await points.send(device, 10)
         await token_of(client, tmp_path)
-        async with agent(tmp_path, address, token=token) as device:
+        async with agent(tmp_path, address, token=token, tempo=PATIENT) as device:
             await serves(client, first)
             again = await points.send(device, 10)
 
@@ -133,10 +144,10 @@ async def test_an_enrolled_device_needs_its_token_no_more(tmp_path: Path) -> Non
     async with running_hub(tmp_path) as (hub, client):
         address = f"127.0.0.1:{hub.listener.port}"
         token = await token_of(client, tmp_path)
-        async with agent(tmp_path, address, token=token):
+        async with agent(tmp_path, address, token=token, tempo=PATIENT):
             pass
         token.unlink()
-        async with agent(tmp_path, address, token=token) as device:
+        async with agent(tmp_path, address, token=token, tempo=PATIENT) as device:
             await eventually(lambda: asyncio.sleep(0, device.link.is_open))
 
 
@@ -147,12 +158,12 @@ async def test_the_link_is_encrypted(tmp_path: Path) -> None:
     for name, it in (("ca.crt", authority), ("other.crt", stranger)):
         (tmp_path / name).write_bytes(it.pem)
     tls = {"certificate": certificate, "key": key}
-    async with fleet_hub(tmp_path / "hub", time.time, fleet=FLEET, tls=tls) as hub:  # type: ignore[arg-type]
+    async with fleet_hub(tmp_path / "hub", time.time, fleet=FLEET, device_classes=CLASSES, tls=tls) as hub:  # type: ignore[arg-type]
         address, right = f"127.0.0.1:{hub.listener.port}", Credentials(ca=tmp_path / "ca.crt")
         async with Client(address, credentials=right) as client:
             first = await offer(hub)
             token = await token_of(client, tmp_path)
-            async with agent(tmp_path, address, token=token, given={"credentials": right}) as device:
+            async with agent(tmp_path, address, token=token, given={"credentials": right}, tempo=PATIENT) as device:
                 await eventually(lambda: asyncio.sleep(0, len(device.host)))
                 await Points().send(device, 60)
                 await serves(client, first)
@@ -163,13 +174,13 @@ async def test_the_link_is_encrypted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("hub", ["hub.local:8001", "192.0.2.7:8001", "[2001:db8::1]:8001"])
-def test_plain_text_to_another_machine_has_to_be_asked_for(hub: str, tmp_path: Path) -> None:
+async def test_plain_text_to_another_machine_has_to_be_asked_for(hub: str, tmp_path: Path) -> None:
     """The token would go there for everybody to read."""
-    from agents import settings_of
-
     with pytest.raises(InvalidInputError, match="plain text") as caught:
-        Agent(settings_of(tmp_path), AgentOptions(tmp_path / "store", hub, "north-7", "pi4"))
-    allowed = Agent(settings_of(tmp_path), AgentOptions(tmp_path / "store", hub, "north-7", "pi4", insecure_hub=True))
-    allowed.device.close()
+        async with agent(tmp_path, hub):
+            pass
+    with pytest.raises(PreconditionError, match="not enrolled"):
+        async with agent(tmp_path, hub, given={"insecure_hub": True}):
+            pass
 
     assert "--ca" in caught.value.hint

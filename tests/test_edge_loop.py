@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from agents import QUICK, settings_of
+from agents import settings_of
 from conftest import Hub, eventually, hub_settings
 from fits import FOUR, machine
 
@@ -18,11 +19,13 @@ from prunewatch.client import Client
 from server.app import Hub as RealHub
 from server.edge.agent import Agent, AgentOptions
 from server.edge.deployment import Window
+from server.edge.link import Tempo
 from server.records import AWAITING, CORRECTED, CycleRow
 
 NAMES = ("north", "south", "west")
 SERIES = 64
-LONGEST = 150.0
+PATIENT = Tempo(look=0.05, first=0.05, longest=0.4, again=0.3)
+LONGEST = 240.0
 """Seconds that a step of the loop may take where the machine is busy with other things."""
 DETECTOR: dict[str, Any] = {
     "network": "lstm",
@@ -62,11 +65,19 @@ class Fleet:
                         values=self._rows[rows],
                     )
                 self.at += 1
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.3)
 
     def cycles(self) -> list[CycleRow]:
         """Of the class of the devices, newest first."""
         return [row for row in self.hub.store.catalog.cycles("machine") if row.device_class == "pi4"]
+
+    async def adopted(self) -> None:
+        """Waits until the newest cycle has a child that serves, and says what there was where it never has."""
+        end = time.monotonic() + LONGEST
+        while (book := [(it.outcome, it.reason) for it in self.cycles()]) == [] or book[0][0] != "adopted":
+            assert time.monotonic() < end, book
+            assert book == [] or book[0][0] in {"running", AWAITING, CORRECTED}, book
+            await asyncio.sleep(0.1)
 
     def measured(self) -> float | None:
         """The p50 in seconds of what serves on the devices, as they have measured it."""
@@ -108,7 +119,9 @@ async def fleet_of(folder: Path) -> AsyncIterator[Fleet]:
             token = folder / f"{name}.token"
             token.write_text((await client.fleet.create_token("pi4", device=name))["token"])
             options = AgentOptions(folder / name, address, name, "pi4", token)
-            agent = Agent(settings_of(folder / name), options, tempo=QUICK, window=Window(points=200, look_seconds=0.1))
+            agent = Agent(
+                settings_of(folder / name), options, tempo=PATIENT, window=Window(points=200, look_seconds=0.1)
+            )
             await agent.start()
             stack.push_async_callback(agent.stop)
             agents.append(agent)
