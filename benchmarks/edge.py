@@ -6,8 +6,8 @@ Parts, each a table in a module of its own; those that are not run keep their ta
              the start of the process to the first score over gRPC, and the sizes of the container images above their
              base, where podman or docker has them (docker build --target edge -t prunewatch:edge . and hub)
   arm64      the same bundles on another machine or architecture: are the scores the same? (edge_arm64.py)
-  loop       a device on one core, half of which a spinner has, whose budget the parent misses by 2x, 5x and 4x: cycles until
-             what it runs is measured there inside the budget, and average precision beside the parent's (edge_loop.py)
+  loop       a device on one core, half of which a spinner has; the parent misses its budget by 2x, 5x and 4x: cycles
+             until what it runs is measured there inside the budget, and its average precision (edge_loop.py)
   runtimes   the same bundles in OpenVINO and LiteRT, in environments under benchmarks/cache/ (made without --quick)
 
 Examples:

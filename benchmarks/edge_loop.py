@@ -1,8 +1,8 @@
 """The loop over a slowed device: a budget that is missed there, until the child that it runs is measured inside it.
 
-The device is `prunewatch edge --hub` in a process of its own on one core, which it shares with a spinner: half of its time
-goes to somebody else. That makes it late, not each of its steps slower, so a budget is missed by asking for it: once the
-device has measured what it runs, the budget of its class becomes that time divided by 2, 5 or 4.
+The device is `prunewatch edge --hub` in a process of its own on one core, which it shares with a spinner: half of its
+time goes to somebody else. That makes it late, not each of its steps slower, so a budget is missed by asking for it:
+once the device has measured what it runs, the budget of its class becomes that time divided by 2, 5 or 4.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ def run(folder: Path, *, quick: bool) -> Part:
     for case in QUICK if quick else CASES:
         name = f"{case.network}_batch_{case.batch}_by_{case.missed_by:g}"
         harness.say(name)
+        (folder / name).mkdir()
         found = asyncio.run(_looped(folder / name, case, core, QUICK_LONGEST_SECONDS if quick else LONGEST_SECONDS))
         figures[name] = found
         ratios[f"{name}_p50_vs_budget"] = found["p50_seconds"] / found["budget_seconds"]
@@ -108,7 +109,6 @@ def _row(case: Case, found: dict[str, Any]) -> list[str]:
 
 async def _looped(folder: Path, case: Case, core: int, longest: float) -> dict[str, Any]:
     """One case, from the fit to a child that the device has measured inside its budget, or the best that there is."""
-    folder.mkdir()
     end = time.monotonic() + longest
     async with _fitted(folder, case) as (hub, client):
         token = folder / "token"
