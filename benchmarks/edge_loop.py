@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from server.app import Hub
     from server.records import CycleRow
 
-FEATURES, POINTS, SERIES, SEED = 8, 3000, 64, 0
+FEATURES, POINTS, QUICK_POINTS, SEED = 8, 3000, 1200, 0
+GRAPHS, QUICK_GRAPHS = 64, 12
+"""Networks of the table that the device measures, about."""
 DETECTOR, CLASS, DEVICE = "machine", "slow", "north"
 LOOK_SECONDS, PAUSE_SECONDS = 0.2, 0.2
 LONGEST_SECONDS, QUICK_LONGEST_SECONDS = 1800.0, 300.0
@@ -73,7 +75,7 @@ def run(folder: Path, *, quick: bool) -> Part:
         name = f"{case.network}_batch_{case.batch}_by_{case.missed_by:g}"
         harness.say(name)
         (folder / name).mkdir()
-        found = asyncio.run(_looped(folder / name, case, core, QUICK_LONGEST_SECONDS if quick else LONGEST_SECONDS))
+        found = asyncio.run(_looped(folder / name, case, core, quick=quick))
         figures[name] = found
         ratios[f"{name}_p50_vs_budget"] = found["p50_seconds"] / found["budget_seconds"]
         ratios[f"{name}_average_precision_vs_parent"] = found["average_precision"] / found["parent_average_precision"]
@@ -107,10 +109,10 @@ def _row(case: Case, found: dict[str, Any]) -> list[str]:
     ]
 
 
-async def _looped(folder: Path, case: Case, core: int, longest: float) -> dict[str, Any]:
+async def _looped(folder: Path, case: Case, core: int, *, quick: bool) -> dict[str, Any]:
     """One case, from the fit to a child that the device has measured inside its budget, or the best that there is."""
-    end = time.monotonic() + longest
-    async with _fitted(folder, case) as (hub, client):
+    end = time.monotonic() + (QUICK_LONGEST_SECONDS if quick else LONGEST_SECONDS)
+    async with _fitted(folder, case, quick=quick) as (hub, client):
         token = folder / "token"
         token.write_text((await client.fleet.create_token(CLASS, device=DEVICE))["token"])
         port, admin = free_ports(2)
@@ -125,8 +127,10 @@ async def _looped(folder: Path, case: Case, core: int, longest: float) -> dict[s
             flowing = asyncio.create_task(_flow(port, case.batch))
             try:
                 parent = await _until(lambda: _measured(hub), end, "the device measured nothing")
+                harness.say(f"the device measures {us(parent)}; now the table")
                 await _until(lambda: _table_answers(hub), end, "the device measured no table")
                 budget = parent / case.missed_by
+                harness.say(f"the budget is {us(budget)}")
                 await client.fleet.update_device_class(CLASS, {"p50_seconds": budget})
                 book = await _until(lambda: _ended(hub), end, "no cycle ended")
             finally:
@@ -150,15 +154,16 @@ async def _looped(folder: Path, case: Case, core: int, longest: float) -> dict[s
 
 
 @asynccontextmanager
-async def _fitted(folder: Path, case: Case) -> AsyncIterator[tuple[Hub, Client]]:
+async def _fitted(folder: Path, case: Case, *, quick: bool) -> AsyncIterator[tuple[Hub, Client]]:
     """A hub with a detector for the class of the device."""
     from prunewatch.client import Client
     from server.app import Hub
     from server.config import Settings
 
     fleet = {"status_every": "1s", "rollout": {"window": "5s"}}
+    measuring = {"canaries": 1, "table_graphs": QUICK_GRAPHS if quick else GRAPHS}
     anywhere = {"listen": "127.0.0.1:0", "admin": "127.0.0.1:0", "page": False}
-    hub = Hub(Settings(**anywhere, store=folder / "hub", fleet=fleet, measuring={"canaries": 1}))
+    hub = Hub(Settings(**anywhere, store=folder / "hub", fleet=fleet, measuring=measuring))
     names = [f"f{i + 1}" for i in range(FEATURES)]
     async with AsyncExitStack() as stack:
         await hub.start()
@@ -168,8 +173,8 @@ async def _fitted(folder: Path, case: Case) -> AsyncIterator[tuple[Hub, Client]]
         how = {"network": case.network, "options": case.options, "features": names, "time": "index", "seed": SEED}
         triggers = {"missed_budget": True, "cool_down": "1s"}
         await hub.roster.create(DETECTOR, {**how, "device_classes": ["hub", CLASS], "triggers": triggers})
-        rows = harness.drawn(POINTS, 1, FEATURES, seed=2)[:, 0]
-        upload = {"features": names, "stamps": np.arange(POINTS), "values": rows}
+        rows = harness.drawn(QUICK_POINTS if quick else POINTS, 1, FEATURES, seed=2)[:, 0]
+        upload = {"features": names, "stamps": np.arange(len(rows)), "values": rows}
         await client.wait_operation(await client.fit_upload(DETECTOR, **upload))
         yield hub, client
 
