@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from ports import free_port
 
+from detectors import timing
 from detectors.bundle import Bundle, write_bundle
 from prunewatch.client import Client
 from server.app import Hub
@@ -78,9 +79,7 @@ def unused_tcp_port_factory() -> Callable[[], int]:
 @pytest.fixture
 def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps are timed a tenth as long: enough where bytes decide, and where no time would be short enough."""
-    from pruning import latency
-
-    monkeypatch.setitem(latency.interleaved.__kwdefaults__, "seconds", latency.ROUND_SECONDS / 10)
+    monkeypatch.setitem(timing.interleaved.__kwdefaults__, "seconds", timing.ROUND_SECONDS / 10)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from device_hub import DeviceHub, pump
 from graphs import ewma_graph, ewma_scores
 from typer.testing import CliRunner
 
-from detectors.archive import pack_bundle
+from detectors.archive import RELEASE, pack_bundle
 from detectors.bundle import write_bundle
 from detectors.errors import PrunewatchError
 from server.cli import app
@@ -30,7 +30,7 @@ def exported(folder: Path, hub: DeviceHub, version: int = 1, **fields: object) -
     write_bundle(bundle, folder / bundle.hash)
     out = folder / f"pump-{version}.tar"
     signed = hub.release(bundle.hash, version=version, **fields)
-    pack_bundle(folder / bundle.hash, bundle.hash, out, signed.to_json())
+    pack_bundle(folder / bundle.hash, bundle.hash, out, {RELEASE: signed.to_json()})
     return out
 
 
@@ -134,16 +134,6 @@ async def test_probes_are_fetched_measured_and_told(tmp_path: Path) -> None:
     }
     assert told.conditions["governor"] == "performance"
     assert (prober.asked, left) == (1, [])
-
-
-async def test_a_device_that_can_not_measure_says_so(tmp_path: Path) -> None:
-    """The hub need not wait for it."""
-    async with DeviceHub() as hub, agent(tmp_path, hub.address, token=hub.token(tmp_path)):
-        await eventually(lambda: asyncio.sleep(0, hub.links))
-        await hub.probe([ewma_graph(2)])
-        await eventually(lambda: asyncio.sleep(0, any(it.HasField("probe") for it in hub.kept.values())))
-
-    assert [it.probe.problem for it in hub.kept.values()] == ["this device can not measure"]
 
 
 def test_a_machine_is_read_from_the_system(tmp_path: Path) -> None:

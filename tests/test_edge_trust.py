@@ -174,7 +174,7 @@ def count(running: Any, reason: str) -> float:
     """Releases that were refused for a reason."""
     registry = running.metrics.registry
     found = (
-        registry.get_sample_value("prunewatch_bundle_rejections_total", {"detector": name, "reason": reason})
+        registry.get_sample_value("prunewatch_releases_rejected_total", {"detector": name, "reason": reason})
         for name in ("pump", "unknown")
     )
     return sum(value or 0 for value in found)

@@ -97,9 +97,10 @@ def test_nothing_less_damaging_fits_the_bytes(kind: str, monkeypatch: pytest.Mon
     timed(monkeypatch, by_bytes)
     parent, sizes = parent_of(kind), widths_and_damage(kind)
     dense, before = len(step_graph(parent)), 0.0
+    floor = min(size for size, _ in sizes.values()) / dense
 
-    for share in (1.0, 0.9, 0.75, 0.6, 0.5, 0.45):
-        budget = Budget(size_bytes=int(dense * share), batch=BATCH)
+    for share in (1.0, 0.9, 0.75, 0.6, max(0.5, floor), max(0.45, floor)):
+        budget = Budget(size_bytes=round(dense * share), batch=BATCH)
         finder, plan = searched(parent, budget, NoTables())
         best = min(lost for size, lost in sizes.values() if size <= budget.size_bytes)
 

@@ -17,8 +17,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PRUNEWATCH = str(Path(sys.executable).with_name("prunewatch"))
 LISTEN, ADMIN = "127.0.0.1:8001", "127.0.0.1:8002"
-NOT_RUN = ("make ", "docker ", ". .venv", "mkdir ", "cd ", "curl ", "prunewatch simulate")
-"""Other tests run these: the suite itself, test_demo, test_container, test_metrics, test_simulate (minutes)."""
+NOT_RUN = ("make ", "docker ", ". .venv", "mkdir ", "cd ", "curl ", "prunewatch simulate", "prunewatch edge")
+"""Other tests run these: the suite itself, test_demo, test_container, test_metrics, test_simulate, test_edge_agent."""
 
 
 def blocks(page: str, language: str) -> list[str]:

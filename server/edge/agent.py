@@ -178,7 +178,6 @@ class Agent:
         self.convergence = Convergence(self.device, around, delivery, settings.max_detectors, tempo.again)
         if self.link is not None and self._probing is not None:
             self.link.ears = Ears(self.convergence.want, self._probing.want, self._hear_limits, self.status)
-        self._show_device()
 
     def _token(self, path: Path | None) -> tuple[str, str] | None:
         """What it enrols with. Once it is enrolled nobody needs the file any more, unless the hub has let it go."""
@@ -202,6 +201,7 @@ class Agent:
         if options.trust is not None:
             await asyncio.to_thread(self.device.trust_file, options.trust)
         self._limits.set(self.device.identity.field)
+        self._show_device()
         await self.convergence.start()
         if options.bundle is not None:
             await self._take_file(options.bundle)
