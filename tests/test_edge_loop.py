@@ -33,7 +33,7 @@ DETECTOR: dict[str, Any] = {
     "features": list(FOUR),
     "device_classes": ["hub", "pi4"],
     "time": "index",
-    "triggers": {"missed_budget": True, "cool_down": "1h"},
+    "triggers": {"missed_budget": True, "cool_down": "1s"},
     "gate": {"error_ratio": 2.0, "alarm_jaccard": 0.0, "tail_agreement": -1.0, "injected_drop": 0.1},
     "probation": {"shadow_points": 0, "points": 0},
 }
