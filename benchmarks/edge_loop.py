@@ -31,7 +31,7 @@ GRAPHS, QUICK_GRAPHS = 64, 12
 """Networks of the table that the device measures, about."""
 DETECTOR, CLASS, DEVICE = "machine", "slow", "north"
 LOOK_SECONDS, PAUSE_SECONDS = 0.2, 0.2
-LONGEST_SECONDS, QUICK_LONGEST_SECONDS = 1800.0, 300.0
+LONGEST_SECONDS, QUICK_LONGEST_SECONDS = 1800.0, 600.0
 EVENTS = 8
 """Of each kind of injected anomaly."""
 SPIN = "while True: pass"
