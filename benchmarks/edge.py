@@ -6,6 +6,8 @@ Parts, each a table in a module of its own; those that are not run keep their ta
              the start of the process to the first score over gRPC, and the sizes of the container images above their
              base, where podman or docker has them (docker build --target edge -t prunewatch:edge . and hub)
   arm64      the same bundles on another machine or architecture: are the scores the same? (edge_arm64.py)
+  loop       a device on one core, half of which a spinner has; the parent misses its budget by 2x, 5x and 4x: cycles
+             until what it runs is measured there inside the budget, and its average precision (edge_loop.py)
   runtimes   the same bundles in OpenVINO and LiteRT, in environments under benchmarks/cache/ (made without --quick)
   faults     200 faults during deliveries to 8 devices (edge_faults.py), in about eight minutes; full disks are
              small tmpfs where they can be mounted
@@ -28,12 +30,13 @@ from tempfile import TemporaryDirectory
 import edge_arm64
 import edge_faults
 import edge_footprint
+import edge_loop
 import edge_runtimes
 import harness
 from parts import kept_parts, sections
 from scoring_report import Part
 
-PARTS = ("footprint", "arm64", "runtimes", "faults")
+PARTS = ("footprint", "arm64", "runtimes", "loop", "faults")
 """In the order of the document."""
 
 
@@ -59,6 +62,8 @@ def _parts(args: argparse.Namespace) -> Iterator[tuple[str, Part]]:
                 match name:
                     case "footprint":
                         yield name, edge_footprint.run(Path(folder), quick=args.quick, images=not args.no_images)
+                    case "loop":
+                        yield name, edge_loop.run(Path(folder), quick=args.quick)
                     case "runtimes":
                         yield name, edge_runtimes.run(Path(folder), quick=args.quick)
                     case "faults":

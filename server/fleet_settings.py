@@ -22,7 +22,8 @@ class Rollout(Section):
     failures: float = Field(default=0.1, ge=0, lt=1)
     """It is stopped where more than this share of the devices that were asked refuse it, fall back or misbehave."""
     slower: float = Field(default=1.5, ge=1)
-    """A device misbehaves whose 99th percentile of a step is above this many times the budget of its class."""
+    """A device misbehaves whose 99th percentile of a step is above this many times the budget of its class and what it
+    needed before."""
     alarm_flood: float = Field(default=5.0, gt=1)
     """A device misbehaves that flags more than this many times the share that its class mates flag, or may."""
 

@@ -43,6 +43,17 @@ class Sentry:
         """How a class misses its budget in use, of a detector, a class, what serves there and the budget."""
         self._measured: dict[str, tuple[float, dict[str, str]]] = {}
         """By detector: when the book was asked, and which device classes were measured above their budget."""
+        self._budgets: dict[str, Budget] = {}
+        """Of all classes, as they were when the book was asked."""
+        self._changes = 0
+        """Of what serves anywhere, and of other things in the book."""
+        told = roster.catalog.changed
+
+        def changed(name: str) -> None:
+            told(name)
+            self.forget(name)
+
+        roster.catalog.changed = changed
 
     async def look_at(self, hosted: HostedDetector, config: DetectorConfig) -> None:
         """Counts the points that came."""
@@ -66,9 +77,15 @@ class Sentry:
     async def _missed(self, hosted: HostedDetector, config: DetectorConfig) -> dict[str, str]:
         """Device classes whose budget is missed, and how: as measured by cycles and devices, here also in use."""
         asked, missed = self._measured.get(hosted.name, (float("-inf"), {}))
+        if self._roster.device_classes != self._budgets:
+            self._budgets = dict(self._roster.device_classes)
+            self._measured.clear()
+            asked = float("-inf")
         if self._monotonic() >= asked + MEASURED_SECONDS:
+            changes = self._changes
             missed = await asyncio.to_thread(self._measured_above, hosted.name)
-            self._measured[hosted.name] = self._monotonic(), missed
+            if changes == self._changes:
+                self._measured[hosted.name] = self._monotonic(), missed
         found = {key: how for key, how in missed.items() if key in config.device_classes}
         if not self._maintenance.is_idle:  # a trainer on the same cores slows every step
             hosted.steps.clear()
@@ -88,7 +105,8 @@ class Sentry:
         return found
 
     def forget(self, name: str) -> None:
-        """Has the book asked again, after something else began to serve."""
+        """Has the book asked again, after something else began to serve. For any thread."""
+        self._changes += 1
         self._measured.pop(name, None)
 
     async def save(self, *, everything: bool) -> None:

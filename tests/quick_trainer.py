@@ -92,8 +92,9 @@ def made_round(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def drawn(job: dict[str, Any]) -> dict[str, Any]:
-    """A grid of three widths, whose graphs take longer the wider they are."""
-    graphs = {width: ewma_graph(2, wasted=width) for width in (4, 2, 1)}
+    """A grid of three widths, whose graphs take longer the wider they are; each parent's scale is in them."""
+    scale = 1.0 + int(job["parent"]["hash"][:4], 16) / 65536
+    graphs = {width: ewma_graph(2, wasted=width, gain=scale) for width in (4, 2, 1)}
     names = {width: hashlib.sha256(graph).hexdigest() for width, graph in graphs.items()}
     write_graphs(Path(job["store"]), {names[width]: graph for width, graph in graphs.items()})
     levels = tuple(GridLevel({"lstm0": width}, names[width], {"lstm0": {width: names[width]}}) for width in graphs)

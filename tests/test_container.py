@@ -122,7 +122,7 @@ def test_compose_publishes_to_this_machine_only():
 
 
 def test_compose_has_a_hub_and_two_weak_edges_locked_down():
-    """Ours: read-only, no rights, time to drain. Edges: a part of a core, 256 MB, a bundle each."""
+    """Ours: read-only, no rights, time to drain. Edges: a part of a core, 256 MB, a token and a store each."""
     ours = {name: it for name, it in COMPOSE["services"].items() if it["image"].startswith("prunewatch:")}
     edges = [it for it in ours.values() if it["image"] == "prunewatch:edge"]
 
@@ -133,7 +133,14 @@ def test_compose_has_a_hub_and_two_weak_edges_locked_down():
         assert service["security_opt"] == ["no-new-privileges"]
         assert int(service["stop_grace_period"].removesuffix("s")) > load_settings(None).drain_seconds
     assert all(0 < float(it["cpus"]) <= 1 and it["mem_limit"] == "256m" for it in edges)
-    assert len({it["command"][-1] for it in edges}) == 2
+    tokens = [Path(it["command"][it["command"].index("--token-file") + 1]) for it in edges]
+    classes = {it["command"][it["command"].index("--device-class") + 1] for it in edges}
+    assert len(set(tokens)) == len({it["volumes"][0] for it in edges}) == 2
+    assert all(
+        any(volume.split(":")[1] == str(token.parent) for volume in it["volumes"])
+        for it, token in zip(edges, tokens, strict=True)
+    )
+    assert classes <= load_settings(ROOT / "deploy" / "hub.yaml").device_classes.keys()
 
 
 def test_prometheus_asks_every_service_of_ours():

@@ -132,12 +132,28 @@ class Bench:
         return served.version
 
 
+class Driven(Measuring):
+    """The test looks, and nobody else."""
+
+    async def run(self) -> None:
+        """Does nothing until cancelled."""
+        await asyncio.Event().wait()
+
+
+class TestedHub(Hub):
+    """A hub whose own measuring, with links that no device of these tests has, does nothing."""
+
+    __test__ = False
+
+    async def start(self) -> None:
+        """Hosts and listens."""
+        self.measuring = measuring_of(self, Fleet({}), Clock(), [])
+        await super().start()
+
+
 def measuring_of(hub: Hub, fleet: Fleet, clock: Clock, adopted: list[tuple[str, str, int]], **fields: Any) -> Measuring:
-    """As the composition root puts it together, in place of the hub's own, whose devices are none."""
-    for loop in hub._loops:
-        if getattr(loop.get_coro(), "__qualname__", "") == "Measuring.run":
-            loop.cancel()
-    return Measuring(
+    """As the composition root puts it together."""
+    return Driven(
         hub.roster,
         hub.maintenance,
         fleet,
@@ -164,7 +180,7 @@ async def stocked(hub: Hub) -> None:
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     """A hub with three devices, which have measured nothing yet."""
     clock, fleet, adopted = Clock(), Fleet({"north": 150.0, "south": 160.0, "west": 170.0}), []
-    hub = Hub(hub_settings(tmp_path, device_classes=CLASSES), trainer=QUICK_TRAINER, clock=clock)
+    hub = TestedHub(hub_settings(tmp_path, device_classes=CLASSES), trainer=QUICK_TRAINER, clock=clock)
     await hub.start()
     try:
         await stocked(hub)
@@ -193,6 +209,25 @@ async def test_a_class_with_devices_gets_its_table(bench: Bench) -> None:
     assert len(known.counted) == 3
     kept = Table.from_json((bench.hub.store.root / "tables" / f"{known.grid.key}.json").read_text())
     assert kept.levels[0].whole.p50_seconds == pytest.approx(160e-6)
+
+
+async def test_a_table_is_that_of_the_next_parent_of_the_same_shape(bench: Bench) -> None:
+    """Its graphs have other hashes, for its scale is in them; devices do not measure all of them anew for that."""
+    await bench.settled()
+    before = bench.measuring.grids.known("pump", "pi4")
+    await bench.hub.maintenance.fit("pump")
+    await eventually(bench.idle)
+
+    await bench.measuring.look()
+    await eventually(bench.idle)
+    await bench.measuring.look()
+    known = bench.measuring.grids.known("pump", "pi4")
+
+    assert before is not None
+    assert known is not None
+    assert known.parent != before.parent
+    assert known.counted == before.counted
+    assert [len(probe.graphs) for probe, _ in bench.fleet.sent if len(probe.graphs) == 3] == []
 
 
 async def test_a_table_is_measured_anew_when_it_is_old(bench: Bench) -> None:
@@ -409,7 +444,7 @@ async def test_a_round_adopts_for_the_hub_and_waits_for_devices(tmp_path: Path) 
     """One cycle for both makes one version: the hub's child serves at once, the devices' when it is measured."""
     clock, fleet, adopted = Clock(), Fleet({"north": 150.0}), []
     classes = {"pi4": CLASSES["pi4"], "hub": {"p50": "1s"}}
-    hub = Hub(hub_settings(tmp_path, device_classes=classes), trainer=QUICK_TRAINER, clock=clock)
+    hub = TestedHub(hub_settings(tmp_path, device_classes=classes), trainer=QUICK_TRAINER, clock=clock)
     await hub.start()
     await publish(hub, ewma_bundle("pump"), device_classes=["hub", "pi4"], time="index", probation={"shadow_points": 0})
     async with Client(f"127.0.0.1:{hub.listener.port}") as client:
@@ -465,7 +500,7 @@ async def test_what_waits_waits_on_over_a_restart(bench: Bench, tmp_path: Path) 
     await bench.measuring.look()
     await bench.hub.stop()  # again in the fixture, which does no harm
 
-    again = Hub(hub_settings(tmp_path, device_classes=CLASSES), trainer=QUICK_TRAINER, clock=bench.clock)
+    again = TestedHub(hub_settings(tmp_path, device_classes=CLASSES), trainer=QUICK_TRAINER, clock=bench.clock)
     await again.start()
     again.store.tidy()
     measuring = measuring_of(again, bench.fleet, bench.clock, bench.adopted)
@@ -495,7 +530,7 @@ asyncio.run(life(Path(sys.argv[1])))
 async def life(folder: Path) -> None:
     """A hub whose child waits, is asked about, measured and adopted, unless it dies before."""
     clock, fleet, adopted = Clock(), Fleet({"north": 150.0}), []
-    hub = Hub(hub_settings(folder, device_classes=CLASSES), trainer=QUICK_TRAINER, clock=clock)
+    hub = TestedHub(hub_settings(folder, device_classes=CLASSES), trainer=QUICK_TRAINER, clock=clock)
     await hub.start()
     await stocked(hub)
     bench = Bench(hub, fleet, clock, measuring_of(hub, fleet, clock, adopted), adopted)
@@ -523,7 +558,7 @@ async def test_a_crash_loses_nothing_that_waits(step: str, outcome: str, tmp_pat
     assert await asyncio.wait_for(dead.wait(), 60) == -signal.SIGKILL
 
     clock, fleet, adopted = Clock(), Fleet({"north": 150.0}), []
-    hub = Hub(hub_settings(tmp_path, device_classes=CLASSES), trainer=QUICK_TRAINER, clock=clock)
+    hub = TestedHub(hub_settings(tmp_path, device_classes=CLASSES), trainer=QUICK_TRAINER, clock=clock)
     await hub.start()
     bench = Bench(hub, fleet, clock, measuring_of(hub, fleet, clock, adopted), adopted)
     found = bench.cycles()[0].outcome
@@ -555,12 +590,12 @@ async def test_what_serves_is_measured_and_asks_for_a_cycle_where_it_misses_the_
     assert "160 us; 100 may be" in found["pi4"]
 
 
-def test_steps_in_use_miss_a_budget_by_the_median_of_devices() -> None:
+async def test_steps_in_use_miss_a_budget_by_the_median_of_devices(bench: Bench) -> None:
     """Of five statuses each; one device, a step that can not be and another bundle make no missed budget."""
     from server.fleet.in_service import InService
 
     clock = Clock()
-    seen = InService(None, None, Settings(), clock)  # type: ignore[arg-type]  (in use, nobody is asked)
+    seen = InService(bench.hub.roster, None, Settings(), clock)  # type: ignore[arg-type]  (nobody is asked)
     budget = Budget.model_validate({"p99": "1ms"})
 
     def hears(device: str, p99: float, bundle: str = "b2") -> None:
@@ -582,6 +617,33 @@ def test_steps_in_use_miss_a_budget_by_the_median_of_devices() -> None:
     assert met == ""
     assert missed == "steps in use on 3 devices of pi4 have a p99 of 2000 us; 1000 may be"
     assert seen.missed("pump", "pi4", "b2", budget) == ""
+
+
+async def test_slow_steps_in_use_have_what_was_measured_inside_the_budget_measured_anew(bench: Bench) -> None:
+    """In use a step is slower than measured. That begins no cycle after the other: measuring decides, once more."""
+    await bench.settled()
+    await bench.pruned()
+    await bench.measuring.look()
+    await bench.answered()
+    seen, budget = bench.measuring.in_service, bench.hub.roster.budget_of("pi4")
+    serving = bench.hub.store.catalog.serving("pump", "pi4")
+    assert serving is not None
+    assert serving.version == 2
+
+    for _ in range(5):
+        for device in ("north", "south", "west"):
+            seen.hear(device, "pi4", "pump", serving.bundle_hash, 9e-3, 9e-3)
+    await bench.settled()
+    asked_at_once = list(bench.fleet.sent)
+    bench.clock.now += Settings().ask_again + 1
+    await bench.measuring.look()
+    asked_later = [len(probe.graphs) for probe, _ in bench.fleet.sent]
+    await bench.answered(share=5.0)
+
+    assert seen.missed("pump", "pi4", serving.bundle_hash, budget) == ""
+    assert (asked_at_once, asked_later) == ([], [1])
+    newest = max(bench.hub.store.catalog.measurements(serving.bundle_hash), key=lambda it: it.measured)
+    assert newest.measured == bench.clock.now
 
 
 # Verdicts

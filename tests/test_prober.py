@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from graphs import ewma_graph
 
+from server.edge.conditions import readings
 from server.edge.prober import ProbeLimits, ProbeOutcome, Prober
-from server.edge.readings import readings
 from server.releases import Probe, ProbeGraph
 
 QUICK = ProbeLimits(turn_seconds=0.001, pause_seconds=0.001)
@@ -89,10 +89,10 @@ async def test_what_explains_the_figures_is_noted() -> None:
 def test_conditions_come_from_the_system(tmp_path: Path) -> None:
     """The hottest zone and the governor, as Linux shows them; a system without them has neither."""
     for zone, text in enumerate(("41000\n", "56500\n", "not a number")):
-        path = tmp_path / f"class/thermal/thermal_zone{zone}/temp"
+        path = tmp_path / f"sys/class/thermal/thermal_zone{zone}/temp"
         path.parent.mkdir(parents=True)
         path.write_text(text)
-    governor = tmp_path / "devices/system/cpu/cpu0/cpufreq/scaling_governor"
+    governor = tmp_path / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
     governor.parent.mkdir(parents=True)
     governor.write_text("ondemand\n")
 

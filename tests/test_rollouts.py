@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from fleet_hub import Clock, fleet_hub, offer
 from detectors.errors import PreconditionError
 from prunewatch.client import Client
 from prunewatch.v1 import fleet_pb2 as pb
+from server.fleet.in_use import InUse
 from server.fleet.judging import Count, judge, wanted_devices
 from server.fleet.records import RolloutRow, Served
 from server.fleet_settings import Rollout
@@ -184,11 +186,38 @@ async def test_over_budget_stops_it(hub: Hub, operator: Operator) -> None:
     await offer(hub, 2)
     await fleet.runs({1: 7, 2: 1})
 
-    await fleet.say(fleet.on(2)[0], step_p99_seconds=1.6e-3)
+    (canary,) = fleet.on(2)
+    for _ in range(2):
+        await fleet.say(canary, step_p99_seconds=1.6e-3)
+        await hub.fleet.look()
+    await fleet.runs({1: 7, 2: 1})  # so little says nothing
+    await fleet.say(canary, step_p99_seconds=1.7e-3)
     await hub.fleet.look()
 
     await fleet.runs({1: 8})
     assert "budget 1 ms" in (await fleet.newest()).reason
+
+
+async def test_what_is_no_slower_than_before_is_not_stopped_for_the_budget(hub: Hub, operator: Operator) -> None:
+    """A busy device is slow with either: going back from 2 ms to 3 ms would make nothing better."""
+    fleet = await Class.of(hub, operator)
+    for device in fleet.devices:
+        for _ in range(3):
+            await fleet.say(device, step_p99_seconds=3e-3)
+    await offer(hub, 2)
+    await fleet.runs({1: 7, 2: 1})
+
+    (canary,) = fleet.on(2)
+    for _ in range(3):
+        await fleet.say(canary, step_p99_seconds=2e-3)
+        await hub.fleet.look()
+    await fleet.runs({1: 7, 2: 1})
+    for _ in range(5):
+        await fleet.say(canary, step_p99_seconds=4.6e-3)
+        await hub.fleet.look()
+
+    await fleet.runs({1: 8})
+    assert "before 3 ms" in (await fleet.newest()).reason
 
 
 async def test_a_flood_of_alarms_stops_it(hub: Hub, operator: Operator) -> None:
@@ -498,18 +527,26 @@ GOOD = Served("pump", "new", 10, "serving", "", 10, 500, 0, 1e-4, 2e-4, 1)
         ({"bundle": "old", "state": "fetching"}, "asked"),
         ({"bundle": "old", "state": "refused", "asked_counter": 9}, "asked"),
         ({"bundle": "old", "state": "refused"}, "failed"),
-        ({"step_p99": 1.6e-3}, "failed"),
-        ({"step_p99": 0.0}, "serving"),
-        ({"step_p99": 3600.0}, "serving"),
-        ({"step_p99": None}, "serving"),
     ],
 )
 def test_what_is_believed_of_a_device(hub_budget: Any, fields: dict[str, Any], state: str) -> None:
-    """An older refusal says nothing of this release; times that can not be say nothing at all."""
+    """An older refusal says nothing of this release."""
     served = Served(**{**vars(GOOD), **fields})
     verdict = judge(ROW, served, hub_budget, Rollout(), count=Count(500, 0), usual_share=0.001)
 
     assert verdict.state == state
+
+
+@pytest.mark.parametrize(
+    ("p99", "usual"), [(1.6e-3, (1e-4, 1.6e-3)), (0.0, None), (3600.0, None), (5e-5, None), (None, None)]
+)
+def test_what_is_believed_of_steps_in_use(p99: float | None, usual: Any) -> None:
+    """Times that can not be say nothing at all; a median of statuses is taken, with what the device ran before."""
+    in_use = InUse("old", ((1e-4, 3e-4), (1e-4, 2e-4), (1e-4, 9e-4)))
+    for _ in range(3):
+        in_use = in_use.heard(replace(GOOD, step_p99=p99))
+
+    assert (in_use.usual, in_use.before) == (usual, (1e-4, 3e-4))
 
 
 @pytest.fixture

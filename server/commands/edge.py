@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 
 from detectors.errors import InvalidInputError, PreconditionError
+from server.commands.credentials import CA
 from server.commands.options import DeviceClassOption, NameArgument, StoreOption, require_hub, store_path
 from server.commands.serve import AdminOption, ListenOption
 from server.config import HUB, load_detector_config, load_settings
@@ -94,6 +96,24 @@ def edge(
             show_default=False,
         ),
     ] = None,
+    ca: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help=f"Authorities that may vouch for the hub: the link is TLS (default: ${CA}).",
+            show_default=False,
+        ),
+    ] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A certificate of the device, where the hub asks for one.", show_default=False
+        ),
+    ] = None,
+    key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its private key.", show_default=False)] = None,
+    insecure_hub: Annotated[
+        bool, typer.Option("--insecure-hub", help="Talk to a hub on another machine in plain text all the same.")
+    ] = False,
     no_field: Annotated[bool, typer.Option("--no-field", help="Send no points to the hub, whatever it wants.")] = False,
     listen: ListenOption = None,
     admin: AdminOption = None,
@@ -112,8 +132,10 @@ def edge(
     it starts from its store whether or not the hub is there, takes nothing that the hub has not signed, and goes
     back to what it ran before where something new misbehaves.
 
-        prunewatch edge --hub hub.local:8001 --device-class pi4 --device north-7 --token-file token --store /data
-        prunewatch edge --hub hub.local:8001 --store /data
+        prunewatch edge --hub hub:8001 --ca ca.crt --device-class pi4 --device north-7 --token-file token --store /data
+        prunewatch edge --hub hub:8001 --ca ca.crt --store /data
+
+    The link is TLS with --ca; a hub on another machine is refused without, unless you say --insecure-hub.
 
     Without a hub, one bundle, whose scores a browser shows (http://127.0.0.1:8002/, read-only); into a store only
     with a signed release inside:
@@ -121,11 +143,14 @@ def edge(
         prunewatch edge --bundle pump.tar
         prunewatch edge --bundle pump.tar --store /data --device-class pi4 --trust keys.json
     """
+    from prunewatch.credentials import Credentials
     from server.edge.agent import AgentOptions
     from server.edge.app import run
 
+    ca = ca or (Path(os.environ[CA]) if os.environ.get(CA) and hub is not None else None)
     if hub is None and store is None:
         _refuse({"--device": device, "--device-class": device_class, "--token-file": token_file, "--trust": trust})
+        _refuse({"--ca": ca, "--certificate": certificate, "--key": key, "--insecure-hub": insecure_hub or None})
         if bundle is None:
             raise InvalidInputError(
                 "there is nothing to score with.",
@@ -137,6 +162,10 @@ def edge(
         return
     if false_alarm_rate is not None:
         raise InvalidInputError("is said by the release.", field="--false-alarm-rate", hint="Set it on the hub.")
+    try:
+        credentials = Credentials(ca=ca, certificate=certificate, key=key)
+    except ValueError as error:
+        raise InvalidInputError(f"{error}.", field="--ca, --certificate, --key") from error
     options = AgentOptions(
         store=store or load_settings().store,
         hub=hub,
@@ -146,6 +175,8 @@ def edge(
         bundle=bundle,
         trust=trust,
         field=not no_field,
+        credentials=credentials,
+        insecure_hub=insecure_hub,
     )
     run(options, listen=listen, admin=admin)
 

@@ -19,9 +19,10 @@ from prometheus_client import CollectorRegistry
 
 from detectors.archive import unpack_bundle
 from detectors.errors import InvalidInputError, PrunewatchError
+from prunewatch.credentials import Credentials
 from server.background import in_background
 from server.bundle_readings import show_bundles
-from server.config import Settings, split_address
+from server.config import Settings, is_loopback
 from server.edge import conditions
 from server.edge.converging import Convergence
 from server.edge.delivery import Delivery, LinkBrokenError
@@ -61,6 +62,8 @@ class AgentOptions:
     Attributes:
         store: The folder of the device; the only one that is written to.
         hub: `HOST:PORT`; None: there is none.
+        credentials: Of the connection to it; None: plain text.
+        insecure_hub: Whether the connection may be plain text on a network.
         device: What it is called.
         device_class: Its class.
         token_file: With which it enrols.
@@ -79,6 +82,8 @@ class AgentOptions:
     trust: Path | None = None
     field: bool = True
     outbox_bytes: int = MAX_BYTES
+    credentials: Credentials | None = None
+    insecure_hub: bool = False
 
 
 class Agent:
@@ -117,11 +122,11 @@ class Agent:
         self._settings = settings
         self._options = options
         self._clock = clock
-        _require_address(options.hub)
-        token = read_token(options.token_file) if options.token_file is not None else None
+        _require_link(options)
         self.metrics = Metrics(registry or CollectorRegistry(), role="edge")
         self.device_metrics = DeviceMetrics(self.metrics.registry)
         self.device = Device.open(options.store, name=options.device, device_class=options.device_class)
+        token = self._token(options.token_file)
         self.host = Host(
             self.metrics,
             ring_points=settings.ring_points,
@@ -157,7 +162,14 @@ class Agent:
         delivery = None
         if options.hub is not None:
             self.link = link = Link(
-                options.hub, self.device, self.outbox, token=token, clock=clock, rng=rng, tempo=tempo
+                options.hub,
+                self.device,
+                self.outbox,
+                token=token,
+                clock=clock,
+                rng=rng,
+                tempo=tempo,
+                credentials=options.credentials,
             )
             delivery, graphs = (
                 Delivery(
@@ -176,6 +188,18 @@ class Agent:
         )
         if self.link is not None and self._probing is not None:
             self.link.ears = Ears(self.convergence.want, self._probing.want, self._hear_limits, self.status)
+
+    def _token(self, path: Path | None) -> tuple[str, str] | None:
+        """What it enrols with. Once it is enrolled nobody needs the file any more, unless the hub has let it go."""
+        if path is None:
+            return None
+        try:
+            return read_token(path)
+        except PrunewatchError:
+            if self.device.is_enrolled:
+                return None
+            self.device.close()
+            raise
 
     async def start(self) -> None:
         """Serves what the slots hold and listens; then looks for the hub.
@@ -344,10 +368,26 @@ class Agent:
                 logger.exception("the state of series could not be written; it will be tried again")
 
 
-def _require_address(hub: str | None) -> None:
-    if hub is None:
+def _require_link(options: AgentOptions) -> None:
+    """Refuses a hub that is none, files that are not there, and plain text that others could read.
+
+    Raises:
+        InvalidInputError: as said.
+    """
+    if options.hub is None:
         return
     try:
-        split_address(hub)
+        is_here = is_loopback(options.hub)
     except ValueError as error:
         raise InvalidInputError(f"{error}.", field="--hub") from error
+    shown = options.credentials or Credentials()
+    for name, path in (("--ca", shown.ca), ("--certificate", shown.certificate), ("--key", shown.key)):
+        if path is not None and not path.is_file():
+            raise InvalidInputError("there is no such file.", field=f"{name} {path}")
+    if shown.ca is None and not is_here and not options.insecure_hub:
+        raise InvalidInputError(
+            "the token and points would go to another machine in plain text.",
+            field="--hub",
+            hint="Name the authority of the hub's certificate (--ca ca.crt), or say --insecure-hub on a network that "
+            "you trust.",
+        )

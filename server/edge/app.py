@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from detectors.archive import load_bundle
 from detectors.bundle import Bundle
 from detectors.served import Served
-from server.allocators import settle_allocators
+from server.allocators import return_memory, settle_allocators
 from server.bundle_readings import BundleFacts, Shown, show_bundles
 from server.config import Budget, DetectorConfig, Settings, load_settings
 from server.edge.agent import Agent, AgentOptions
@@ -123,6 +123,7 @@ def run(
         device = begin()
         await until_asked_to_stop(device.start, device.stop)
 
-    settle_allocators()
+    settle_allocators(frugal=True)
+    return_memory()  # of the imports
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(live())

@@ -108,6 +108,18 @@ def temperature(root: Path = ROOT) -> float:
     return max(degrees for rank, degrees in found if rank == nearest)
 
 
+def readings(root: Path = ROOT) -> dict[str, float | str]:
+    """What explains how fast it is at this moment: temperature, governor, load of the last minute."""
+    found: dict[str, float | str] = {}
+    if math.isfinite(degrees := temperature(root)):
+        found["temperature_celsius"] = degrees
+    if who := governor(root):
+        found["governor"] = who
+    with suppress(OSError, AttributeError):
+        found["load"] = os.getloadavg()[0]
+    return found
+
+
 def resident(root: Path = ROOT) -> int:
     """Resident memory of this process in bytes; 0 where that is not known."""
     pages = _read(root / "proc/self/statm").split()

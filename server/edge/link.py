@@ -16,6 +16,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from detectors.errors import PreconditionError
+from prunewatch.credentials import Credentials
 from prunewatch.errors import service_error
 from prunewatch.v1 import devices_pb2 as pb
 from prunewatch.v1.devices_pb2_grpc import DeviceServiceStub
@@ -99,17 +100,38 @@ class Tempo:
     stall: float = STALL_SECONDS
 
 
-def open_channel(hub: str) -> grpc.aio.Channel:
-    """A connection to the hub; the one place that says how it is secured."""
+class NotLetInError(LinkBrokenError):
+    """The hub does not know this device, or not with this key."""
+
+
+def open_channel(hub: str, credentials: Credentials) -> grpc.aio.Channel:
+    """A connection to the hub; the one place that says how it is secured. Files are read anew: they are replaced.
+
+    Raises:
+        LinkBrokenError: a file can not be read, or holds no certificate.
+    """
     options: list[tuple[str, Any]] = [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.use_local_subchannel_pool", 1),  # a new one does not wait because an older one has failed
     ]
-    return grpc.aio.insecure_channel(hub, options)
+    try:
+        return credentials.channel(hub, options)
+    except (OSError, ValueError) as error:
+        raise LinkBrokenError(f"the certificates can not be used: {error}") from error
 
 
-async def enrol(hub: str, device: Device, token: str, fingerprint: str, tempo: Tempo) -> None:
+async def enrol(
+    hub: str, device: Device, token: str, fingerprint: str, tempo: Tempo, credentials: Credentials | None = None
+) -> None:
     """Makes the device known to the hub.
+
+    Args:
+        hub: `HOST:PORT`.
+        device: Who it is to be.
+        token: Whole.
+        fingerprint: Of the hub's key.
+        tempo: How long an answer may take.
+        credentials: Of the connection; None: plain text.
 
     Raises:
         LinkBrokenError: the hub can not be reached.
@@ -122,7 +144,7 @@ async def enrol(hub: str, device: Device, token: str, fingerprint: str, tempo: T
         token=token,
         public_key=device.key.public,
     )
-    async with open_channel(hub) as channel:
+    async with open_channel(hub, credentials or Credentials()) as channel:
         try:
             response = await DeviceServiceStub(channel).EnrolDevice(request, timeout=tempo.answer)
         except grpc.aio.AioRpcError as error:
@@ -151,6 +173,7 @@ class Link:
         rng: Spreads the tries of many devices.
         sleep: Waits for seconds, before another try.
         tempo: How quickly it finds out.
+        credentials: Of the connection; None: plain text.
     """
 
     def __init__(
@@ -164,10 +187,12 @@ class Link:
         rng: random.Random | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         tempo: Tempo | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         self.ears: Ears | None = None
         """Who hears what the hub says; to be set before it runs."""
         self._hub = hub
+        self._credentials = credentials or Credentials()
         self._device = device
         self._outbox = outbox
         self._token = token
@@ -212,7 +237,11 @@ class Link:
         while True:
             try:
                 await self.enrol()
-                await self._connect()
+                try:
+                    await self._connect()
+                except NotLetInError as error:  # it was removed there, or the hub is another one
+                    self._note(str(error))
+                    await self._enrol_again()
             except PreconditionError as error:
                 self._note(str(error))
             except LinkBrokenError as error:
@@ -271,7 +300,18 @@ class Link:
             raise PreconditionError(
                 "this device is not enrolled.", field="--token-file", hint="Ask the hub for a token, and name its file."
             )
-        await enrol(self._hub, self._device, *self._token, self._tempo)
+        await enrol(self._hub, self._device, *self._token, self._tempo, self._credentials)
+
+    async def _enrol_again(self) -> None:
+        """With the token that it was given, once: what the hub says of it then is the same each time.
+
+        Raises:
+            LinkBrokenError: the hub can not be reached.
+            PreconditionError: it refuses.
+        """
+        if self._token is not None:
+            token, self._token = self._token, None
+            await enrol(self._hub, self._device, *token, self._tempo, self._credentials)
 
     async def _connect(self) -> None:
         """One connection, from the first word to its end.
@@ -280,7 +320,7 @@ class Link:
             LinkBrokenError: always, in the end.
             PreconditionError: the hub shows keys that no trusted key has signed.
         """
-        channel = open_channel(self._hub)
+        channel = open_channel(self._hub, self._credentials)
         self._anew.clear()
         try:
             stub = DeviceServiceStub(channel)
@@ -294,7 +334,8 @@ class Link:
             self._patience.reset()
             await self._talk(channel, call, welcome)
         except grpc.aio.AioRpcError as error:
-            raise LinkBrokenError(service_error(error).problem) from error
+            denied = error.code() is grpc.StatusCode.PERMISSION_DENIED
+            raise (NotLetInError if denied else LinkBrokenError)(service_error(error).problem) from error
         except (asyncio.InvalidStateError, grpc.aio.UsageError) as error:  # a write to a call that has ended
             raise LinkBrokenError("the link ended") from error
         finally:
@@ -335,7 +376,7 @@ class Link:
         except TimeoutError as error:
             raise LinkBrokenError("the hub does not answer") from error
         if message is grpc.aio.EOF:
-            raise LinkBrokenError(await _ending(call))
+            raise await _ended(call)
         _require_read(message)
         self._hear()
         heard: pb.ConnectResponse = message
@@ -384,7 +425,7 @@ class Link:
             elif which == "welcome":  # keys that were rotated while the link stood
                 await in_background(self._device.follow, signed_of(message.welcome.keys))
                 self._ears.field(limits_of(message.welcome.field))
-        raise LinkBrokenError(await _ending(call))
+        raise await _ended(call)
 
     async def _note_kept(self, sequence: int) -> None:
         """Lets go of what the hub has; on a full disk that is sent once more with the next link, and counts once."""
@@ -447,9 +488,10 @@ def _require_read(message: object) -> None:
         raise LinkBrokenError("what came from the hub can not be read")
 
 
-async def _ending(call: Any) -> str:
+async def _ended(call: Any) -> LinkBrokenError:
     """Why the hub ended it."""
     with suppress(grpc.aio.AioRpcError):
         code, details = await call.code(), await call.details()
-        return f"the hub ended it ({code.name}{f': {details}' if details else ''})"
-    return "the hub ended it"
+        told = f"the hub ended it ({code.name}{f': {details}' if details else ''})"
+        return NotLetInError(told) if code is grpc.StatusCode.PERMISSION_DENIED else LinkBrokenError(told)
+    return LinkBrokenError("the hub ended it")

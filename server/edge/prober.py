@@ -23,7 +23,7 @@ import onnxruntime
 from detectors.errors import PrunewatchError
 from detectors.runtime import Runtime
 from detectors.timing import Call, Times, counted, order, quantiles, stepping, turn, uncollected
-from server.edge.readings import readings
+from server.edge.conditions import readings
 from server.releases import Probe
 
 Condition = float | int | str

@@ -108,7 +108,7 @@ class ClassGrids:
         def drawn(result: Mapping[str, Any]) -> None:
             grid, before = Grid.from_json(result["grid"]), self._known.get(key)
             table = ClassTable(name, device_class, result["parent"]["hash"], grid, self._clock())
-            if before is not None and before.grid == grid:  # another parent of the same shape
+            if before is not None and self._still_told(before, grid):
                 table = replace(before, parent=table.parent)
             self._tables.put(table)
             self._known[key] = table
@@ -118,6 +118,13 @@ class ClassGrids:
         await self._maintenance.draw_graphs(
             name, device_class, batch=batch, graphs=self._settings.table_graphs, drawn=drawn
         )
+
+    def _still_told(self, before: ClassTable, grid: Grid) -> bool:
+        """Whether devices need not measure a grid: it is that of another parent of the same shape.
+
+        Its graphs have other hashes, as the numbers of its scale are in them; what they cost does not depend on those.
+        """
+        return before.grid.key == grid.key and not missing_graphs(self._roster.store.root, before.grid.graphs)
 
     async def _keep(self, table: ClassTable) -> None:
         self._known[table.device_class, table.detector] = table

@@ -65,6 +65,8 @@ class DeviceServicer(DeviceServiceServicer):
         with self._fleet.links.opened(link):
             try:
                 await self._converse(link, device, context)
+            except (grpc.aio.UsageError, asyncio.InvalidStateError):
+                return  # it has hung up while something was written to it
             except asyncio.CancelledError:
                 if link.why is not None:  # what it has not read may keep its end from it; nobody waits for that
                     with suppress(TimeoutError):

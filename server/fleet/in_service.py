@@ -72,7 +72,9 @@ class InService:
         if serving is None:
             return
         measured = await asyncio.to_thread(catalog.measurements, serving.bundle_hash)
-        oldest = self._clock() - self._settings.table_max_age
+        budget = self._roster.budget_of(device_class)
+        is_slow = bool(self._slow(name, device_class, serving.bundle_hash, budget))
+        oldest = self._clock() - (self._settings.ask_again if is_slow else self._settings.table_max_age)
         if any((it.device_class, it.batch) == (device_class, batch) and it.measured >= oldest for it in measured):
             self._served.pop(key, None)
             return
@@ -156,10 +158,11 @@ class InService:
         return found
 
     def missed(self, detector: str, device_class: str, bundle: str, budget: Budget) -> str:
-        """How the budget is missed in use, in words; empty: it is met, or too little was heard.
+        """How the budget is missed in use, in words, while devices have not measured what serves; empty: it is not.
 
-        Steps in use have any number of points. One of fewer than the budget's takes no longer than a whole one, so a
-        budget that is missed by them is missed.
+        What they have measured decides: in use a step also takes what cold caches and other processes cost, which no
+        narrower network mends, so that one cycle would follow the other. Then steps in use only have devices measure
+        anew (`look_at`).
 
         Args:
             detector: The detector.
@@ -167,10 +170,21 @@ class InService:
             bundle: What it is to serve.
             budget: What a step may cost.
         """
+        measured = self._roster.catalog.measurements(bundle)
+        if any((it.device_class, it.batch) == (device_class, budget.batch) for it in measured):
+            return ""
+        return self._slow(detector, device_class, bundle, budget)
+
+    def _slow(self, detector: str, device_class: str, bundle: str, budget: Budget) -> str:
+        """How steps in use miss the budget; empty: they meet it, or too little was heard.
+
+        They have any number of points. One of fewer than the budget's takes no longer than a whole one, so a budget
+        that is missed by them is missed.
+        """
         devices, now = self._seen.get((detector, device_class), {}), self._clock()
-        for device in [it for it, seen in devices.items() if now - seen.heard > HEARD_SECONDS]:
-            del devices[device]
-        heard = [seen for seen in devices.values() if seen.bundle == bundle and len(seen.p50) == STATUSES]
+        newest = list(devices.values())  # one call into C: a status may come meanwhile
+        heard = [it for it in newest if it.bundle == bundle and len(it.p50) == STATUSES]
+        heard = [it for it in heard if now - it.heard <= HEARD_SECONDS]
         for name, limit in (("p50", budget.p50), ("p99", budget.p99)):
             if limit is None or not heard:
                 continue

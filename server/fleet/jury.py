@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 
 from server.config import Budget, DetectorConfig
 from server.fleet import rollout_rows, rows
+from server.fleet.in_use import InUse, Steps, medians
 from server.fleet.judging import Count, judge, usual
 from server.fleet.presence import Heard
 from server.fleet.records import Member, RolloutRow
@@ -58,6 +59,7 @@ class Jury:
         members = rollout_rows.members(connection, row.id)
         budget, config = self._budget_of(row.device_class), self._config_of(row.detector)
         shares = self._shares_of_mates(connection, row, view, {it.device for it in members})
+        steps_of_mates = _steps_with(row.base_bundle, row.detector, view)
         judged = []
         for member in members:
             heard = view.heard.get(member.device)
@@ -69,7 +71,17 @@ class Jury:
             mine = self._since(row, member.device, count) if served.bundle == row.bundle_hash else Count(0, 0)
             before = self._shares_before.get((row.id, member.device))
             usually = usual(shares or ([] if before is None else [before]), config.false_alarm_rate)
-            verdict = judge(row, served, budget, self._settings, count=mine, usual_share=usually)
+            in_use = heard.in_use.get(row.detector, InUse()) if heard else InUse()
+            verdict = judge(
+                row,
+                served,
+                budget,
+                self._settings,
+                count=mine,
+                usual_share=usually,
+                steps=in_use.usual if in_use.bundle == row.bundle_hash else None,
+                steps_before=in_use.before or steps_of_mates,
+            )
             proven = (member.proven or self._clock()) if verdict.state == "serving" else None
             now = replace(member, state=verdict.state, reason=verdict.reason, proven=proven)
             if now != member:
@@ -104,3 +116,9 @@ class Jury:
         for known in (self._marks, self._shares_before):
             for key in [key for key in known if key[0] not in going_on]:
                 del known[key]
+
+
+def _steps_with(bundle: str, detector: str, view: View) -> Steps | None:
+    """What devices need in use for a step with a bundle; None: none has said."""
+    found = [it.in_use[detector] for it in view.heard.values() if detector in it.in_use]
+    return medians([usual for it in found if it.bundle == bundle and (usual := it.usual) is not None])

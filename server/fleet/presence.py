@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
+from server.fleet.in_use import InUse
 from server.fleet.records import Served, Status
 from server.fleet.reports import ReleaseNote
 
@@ -18,10 +19,12 @@ class Heard:
     Attributes:
         status: How it is.
         at: When it said so, in seconds since the epoch by the hub's clock.
+        in_use: Its steps by detector, of this status and those before.
     """
 
     status: Status
     at: float
+    in_use: Mapping[str, InUse] = field(default_factory=dict)
 
 
 class Presence:
@@ -38,7 +41,13 @@ class Presence:
 
     def hear(self, device: str, status: Status) -> None:
         """Takes a status."""
-        self._heard[device] = Heard(status, self._clock())
+        known = self._heard.get(device)
+        before = known.in_use if known else {}
+        in_use = {name: before.get(name, InUse()).heard(served) for name, served in status.served.items()}
+        self._keep(device, Heard(status, self._clock(), {**before, **in_use}))
+
+    def _keep(self, device: str, heard: Heard) -> None:
+        self._heard[device] = heard
         self._unwritten.add(device)
 
     def amend(self, device: str, note: ReleaseNote) -> None:
@@ -50,7 +59,8 @@ class Presence:
             changed = replace(
                 now, detector=note.detector, state=note.state, reason=note.reason, asked_counter=note.counter
             )
-            self.hear(device, replace(status, served={**status.served, note.detector: changed}))
+            status = replace(status, served={**status.served, note.detector: changed})
+            self._keep(device, Heard(status, self._clock(), known.in_use if known else {}))
 
     def all(self) -> dict[str, Heard]:
         """What each device said last in this process."""
