@@ -79,8 +79,8 @@ STOPSIGNAL SIGTERM
 
 FROM runtime AS edge
 COPY --from=edge-environment /opt/prunewatch /opt/prunewatch
-# A port can only be published if the process listens on more than loopback. There is no TLS and no authentication yet,
-# so that has to be said out loud: publish to addresses that you trust only.
+# A port can only be published if the process listens on more than loopback. Without `tls` and `auth` (docs/security.md)
+# that has to be said out loud: publish to addresses that you trust only.
 ENV PYTHONPYCACHEPREFIX=/opt/prunewatch/bytecode \
     PRUNEWATCH__LISTEN=0.0.0.0:8001 \
     PRUNEWATCH__ADMIN=0.0.0.0:8002 \
