@@ -120,7 +120,6 @@ def test_a_newcomer_can_type_what_stands_there(tmp_path: Path) -> None:
         "pruned.csv",
         "pump.png",
         "latency.png",
-        "loop.png",
         "store.tar",
         "pump.tar",
         "elsewhere",
