@@ -15,13 +15,14 @@ from detectors.errors import CorruptBundleError
 from detectors.wire import Budget, Run, Value, WireError, fields, floats_of, integers_of, signed, words_of
 
 _NAMES = """
-Abs Add Cast Clip Concat Div Equal Erf Exp Floor Gather Gemm Greater HardSigmoid Identity IsNaN Less Log LSTM
-MatMul Max Min Mul Neg Pad Pow ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape Sigmoid Slice Softplus Split
+Abs Add Cast Clip Concat ConstantOfShape Div Equal Erf Exp Floor Gather Gemm Greater HardSigmoid Identity IsNaN
+Less Log LSTM MatMul Max Min Mul Neg Pad Pow ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape Sigmoid Slice Softplus Split
 Sqrt Squeeze Sub Tanh TopK Transpose Unsqueeze Where
 """
 OPERATIONS = frozenset(_NAMES.split())
 """Of ONNX's main domain: what our exports use and the plain arithmetic beside it. None reads files, holds a graph, or
-makes a tensor of a size that it computes (ConstantOfShape, Expand, Range, Tile, Resize)."""
+makes a tensor of a size that it computes (Expand, Range, Tile, Resize). ConstantOfShape stands for weights in graphs
+that are only measured (`detectors.training.light`): its shape is a constant, and it counts as if written out."""
 TREE_OPERATIONS = frozenset({"TreeEnsembleRegressor"})
 DOMAINS = {"": (OPERATIONS, range(13, 24)), "ai.onnx.ml": (TREE_OPERATIONS, range(1, 4))}
 """Operations and opset versions by domain."""
@@ -79,6 +80,10 @@ class _Check:
         self._padding: set[bytes] = set()
         self._small: set[bytes] = set()
         """Constants that a tensor may be padded by."""
+        self._filled: set[bytes] = set()
+        """Shapes of tensors that are filled with one number."""
+        self._shapes: dict[bytes, int] = {}
+        """Constants that are shapes, with how many numbers such a tensor has."""
 
     def model(self, message: memoryview) -> None:
         opsets: list[str] = []
@@ -117,6 +122,11 @@ class _Check:
         self._read("graph", message, readers)
         if self._padding - self._small:
             raise _refused("it pads by more than a small constant.")
+        if self._filled - set(self._shapes):
+            raise _refused("it fills a tensor whose shape is no constant.")
+        self.numbers += sum(self._shapes[it] for it in self._filled)
+        if self.numbers > MAX_GRAPH_BYTES // 4:
+            raise _refused(f"it holds {self.numbers} numbers.")
 
     def _node(self, message: memoryview) -> None:
         self._nodes += 1
@@ -139,10 +149,13 @@ class _Check:
             raise _refused(f"it uses the operation {kind!r}{f' of {domain!r}' if domain else ''}.")
         if kind == "Pad":
             self._padding.update(inputs[1:2])
+        if kind == "ConstantOfShape":
+            self._filled.update(inputs[:1])
 
     def _attribute(self, message: memoryview) -> None:
-        """Numbers, words and lists of them: no tensors, graphs, types or references."""
+        """Numbers, words, lists of them and tensors that are written out: no graphs, types or references."""
         readers: _Readers = dict.fromkeys((1, 4, 9), partial(_word, "attribute"))
+        readers[5] = lambda value: self._constant(_bytes(value))
         readers |= dict.fromkeys((2, 3, 7, 8, 20), lambda _: None)
         self._read("attribute", message, readers, _ATTRIBUTE_RUNS)
 
@@ -166,6 +179,8 @@ class _Check:
             whole = raw.cast("q")
             if all(0 <= it <= MAX_PADDING for it in whole):
                 self._small.add(name.encode())
+            if len(whole) <= MAX_RANK and all(it >= 0 for it in whole):
+                self._shapes[name.encode()] = _count(list(whole))
 
     def _tensor(self, message: memoryview) -> None:
         """An input or output: float32, the batch first, all else of a fixed size."""

@@ -223,7 +223,7 @@ ODD_GRAPHS: dict[str, Callable[[onnx.ModelProto], object]] = {
     "another domain, declared": lambda model: model.opset_import.add(domain="com.microsoft", version=1),
     "a library": adds("Run", domain="../../lib.so"),
     "an unheard-of operation": adds("Exec"),
-    "a tensor of any size": adds("ConstantOfShape", "axis"),
+    "a tensor of any size": adds("ConstantOfShape", "values"),
     "a range": adds("Range", "axis", "axis", "axis"),
     "an expansion": adds("Expand", "values", "axis"),
     "a constant with a graph's word": adds("Constant", value_string="x"),
