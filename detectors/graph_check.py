@@ -16,8 +16,8 @@ from detectors.wire import Budget, Run, Value, WireError, fields, floats_of, int
 
 _NAMES = """
 Abs Add Cast Clip Concat ConstantOfShape Div Equal Erf Exp Floor Gather Gemm Greater HardSigmoid Identity IsNaN
-Less Log LSTM MatMul Max Min Mul Neg Pad Pow ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape Sigmoid Slice Softplus Split
-Sqrt Squeeze Sub Tanh TopK Transpose Unsqueeze Where
+Less Log LSTM MatMul Max Min Mul Neg Pad Pow ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape Sigmoid Slice
+Softplus Split Sqrt Squeeze Sub Tanh TopK Transpose Unsqueeze Where
 """
 OPERATIONS = frozenset(_NAMES.split())
 """Of ONNX's main domain: what our exports use and the plain arithmetic beside it. None reads files, holds a graph, or

@@ -191,6 +191,7 @@ def cycle_result(result: Mapping[str, Any], device_class: str = "") -> pruning_p
         gate=None if gate is None else struct(gate),
         plan=None if plan is None else struct(plan),
         report=None if report is None else struct({**report, "stages": result.get("stages") or {}}),
+        times=result.get("times", ""),
     )
 
 

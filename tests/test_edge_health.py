@@ -10,7 +10,7 @@ import pytest
 from agents import Points, agent
 from device_hub import CLASS, DeviceHub, pump
 from graphs import ewma_graph
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from detectors.bundle import GRAPH, Bundle, Lineage, NetworkInfo, make_bundle
 from prunewatch.client import ServiceError
@@ -51,9 +51,9 @@ def failing_steps(version: int, above: float) -> Bundle:
             helper.make_tensor_value_info("contribution", TensorProto.FLOAT, wide),
         ],
         [
-            *(helper.make_tensor(name, TensorProto.INT64, [1], it) for name, it in numbers.items()),
-            helper.make_tensor("limit", TensorProto.FLOAT, [], [above]),
-            helper.make_tensor("little", TensorProto.FLOAT, [], [0.1]),
+            *(numpy_helper.from_array(np.array(it, np.int64), name) for name, it in numbers.items()),
+            numpy_helper.from_array(np.array(above, np.float32), "limit"),
+            numpy_helper.from_array(np.array(0.1, np.float32), "little"),
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -269,6 +269,7 @@ def cycle_json(cycle: pruning_pb2.CycleResult) -> dict[str, Any]:
         "plan": _struct_json(cycle.plan) if cycle.HasField("plan") else None,
         "report": report,
         "version": cycle.child.version or None,
+        "times": cycle.times,
     }
 
 

@@ -196,10 +196,13 @@ class CycleResult(_message.Message):
     GATE_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
     REPORT_FIELD_NUMBER: _builtins.int
+    TIMES_FIELD_NUMBER: _builtins.int
     outcome: _builtins.str
     """`adopted`, `awaiting_device`, `rejected`, `corrected` or `planned` (dry run)."""
     reason: _builtins.str
     """Why."""
+    times: _builtins.str
+    """Who says what a step takes: the hub, or devices of the class."""
     @_builtins.property
     def best_reachable(self) -> _struct_pb2.Struct:
         """The cheapest or best candidate that could be reached, when rejected."""
@@ -235,10 +238,11 @@ class CycleResult(_message.Message):
         gate: _struct_pb2.Struct | None = ...,
         plan: _struct_pb2.Struct | None = ...,
         report: _struct_pb2.Struct | None = ...,
+        times: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["best_reachable", b"best_reachable", "child", b"child", "gate", b"gate", "parent", b"parent", "plan", b"plan", "report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_reachable", b"best_reachable", "child", b"child", "gate", b"gate", "outcome", b"outcome", "parent", b"parent", "plan", b"plan", "reason", b"reason", "report", b"report"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_reachable", b"best_reachable", "child", b"child", "gate", b"gate", "outcome", b"outcome", "parent", b"parent", "plan", b"plan", "reason", b"reason", "report", b"report", "times", b"times"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
