@@ -130,12 +130,22 @@ async def released(hub: Hub, version: int) -> None:
 
 
 @pytest.mark.slow
-async def test_an_operator_of_devices_can_type_what_stands_there(folder: Path) -> None:
+async def test_an_operator_of_devices_can_type_what_stands_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/fleet.md, edge.md and bundles.md: classes, tokens, a device, roll-outs, keys, one without a link."""
     listen, on_device = free_address(), free_address()
     walk = Walk(folder, {"hub.local:8001": listen, "127.0.0.1:8001": listen, "/data": str(folder / "data")})
-    store = folder / "prunewatch-store"
-    hub = Hub(hub_settings(folder, listen=listen, store=store, fleet={"status_every": "0.5s"}), trainer=QUICK_TRAINER)
+    store, authority = folder / "prunewatch-store", Authority.new()
+    certificate, key = put(folder, *authority.issue())
+    (folder / "ca.crt").write_bytes(authority.pem)
+    monkeypatch.setenv("PRUNEWATCH_CA", "ca.crt")  # the pages say it once, in security.md
+    settings = hub_settings(
+        folder,
+        listen=listen,
+        store=store,
+        fleet={"status_every": "0.5s"},
+        tls={"certificate": certificate, "key": key},
+    )
+    hub = Hub(settings, trainer=QUICK_TRAINER)
     fleet, edge = "docs/fleet.md", "docs/edge.md"
     await hub.start()
     try:
@@ -145,9 +155,11 @@ async def test_an_operator_of_devices_can_type_what_stands_there(folder: Path) -
         told = await walk.run(line(fleet, "prunewatch devices enrol-token"))
         walk.stand_ins["SECRET.FINGERPRINT"] = re.search(r"[\w-]{20,}\.[0-9a-f]{16}", told)[0]
         await walk.run(line(edge, "echo"))
-        async with walk.started(line(edge, "prunewatch edge --hub hub.local:8001 --device-class"), on_device):
+        async with walk.started(
+            line(edge, "prunewatch edge --hub hub.local:8001 --ca ca.crt --device-class"), on_device
+        ):
             await shows(hub, walk, "trying")
-        async with walk.started(line(edge, "prunewatch edge --hub hub.local:8001 --store"), on_device):
+        async with walk.started(line(edge, "prunewatch edge --hub hub.local:8001 --ca ca.crt --store"), on_device):
             await proven(on_device)
             await shows(hub, walk, "serving")
             assert "north-7" in await walk.run(line(fleet, "prunewatch devices --server"))
