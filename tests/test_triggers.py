@@ -263,7 +263,8 @@ async def test_a_budget_missed_in_use_begins_a_cycle(tmp_path: Path) -> None:
     """Steps of a full batch that take longer than the budget, 200 of them; smaller steps do not count."""
     classes = {"hub": {"p50": "1us", "batch": 8}}
     async with driven(tmp_path, classes=classes, triggers={"missed_budget": True}) as (it, client):
-        it.hub.scheduler._sentry._measured["pump"] = (it.clocks.steady, {})  # of what cycles measured nothing is known
+        sentry = it.hub.scheduler.sentry  # of what cycles measured nothing is known
+        sentry._measured["pump"], sentry._budgets = (it.clocks.steady, {}), dict(it.hub.roster.device_classes)
         counts = []
         for width in (2, 8):
             for turn in range(STEPS):
