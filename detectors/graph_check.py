@@ -133,10 +133,11 @@ class _Check:
         if self._nodes > MAX_NODES:
             raise _refused(f"it has more than {MAX_NODES} operations.")
         inputs: list[bytes] = []
+        attributes: list[memoryview] = []
         kind = domain = ""
         for number, value in self._seen("operation", message, {1, 2, 3, 4, 5, 7}):
             if number == 5:
-                self._attribute(_bytes(value))
+                attributes.append(_bytes(value))
                 continue
             word = _word("name", value)
             if number == 1:
@@ -147,15 +148,18 @@ class _Check:
                 domain = word
         if domain not in DOMAINS or kind not in DOMAINS[domain][0]:
             raise _refused(f"it uses the operation {kind!r}{f' of {domain!r}' if domain else ''}.")
+        for attribute in attributes:
+            self._attribute(attribute, fills=kind == "ConstantOfShape")
         if kind == "Pad":
             self._padding.update(inputs[1:2])
         if kind == "ConstantOfShape":
             self._filled.update(inputs[:1])
 
-    def _attribute(self, message: memoryview) -> None:
-        """Numbers, words, lists of them and tensors that are written out: no graphs, types or references."""
+    def _attribute(self, message: memoryview, *, fills: bool) -> None:
+        """Numbers, words and lists of them; a tensor only to fill another with: no graphs, types or references."""
         readers: _Readers = dict.fromkeys((1, 4, 9), partial(_word, "attribute"))
-        readers[5] = lambda value: self._constant(_bytes(value))
+        if fills:
+            readers[5] = lambda value: self._constant(_bytes(value))
         readers |= dict.fromkeys((2, 3, 7, 8, 20), lambda _: None)
         self._read("attribute", message, readers, _ATTRIBUTE_RUNS)
 
