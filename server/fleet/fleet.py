@@ -305,7 +305,7 @@ class Fleet:
         await self.write_statuses()
         await self.show()
 
-    # helpers
+    # what is looked up, and shown
 
     def _known(self, detector: str) -> Known | None:
         if detector not in self.roster.host:
